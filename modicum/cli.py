@@ -1,0 +1,201 @@
+"""The command line: one command a verb, made from the verb's own signature: parse, call, print."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+import types
+import typing
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pyarrow as pa
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from modicum.core.errors import UserError
+from modicum.core.version import VERSION
+from modicum.training.run import Run
+from modicum.verbs._common import console
+from modicum.verbs.demo import demo
+from modicum.verbs.finetune import finetune
+from modicum.verbs.listing import listing
+from modicum.verbs.pretrain import pretrain
+from modicum.verbs.report import report
+from modicum.verbs.use import embed, predict, reconstruct
+
+app = typer.Typer(
+    help="Deep learning from a modicum of labels.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+HELP = {
+    "run": "A run's folder (for finetune also an encoder's spec such as convnet, trained from scratch).",
+    "data": "A path (folder, CSV, Parquet, .npy, .npz, IDX) or a built-in name such as digits.",
+    "objective": "The objective's spec, such as simclr(n=4); modicum list objectives.",
+    "encoder": "The encoder's spec, such as convnet(width=32); modicum list encoders.",
+    "epochs": "Passes over the rows.",
+    "steps": "Updates (instead of --epochs for pretrain; of every training for finetune).",
+    "batch": "Rows a step.",
+    "lr": "The highest learning rate.",
+    "limit": "Use this many rows only, drawn at random.",
+    "size": "Image side in pixels; default from the data, at most 224.",
+    "label": "The label column; NAME:classes or NAME:numbers decides its kind.",
+    "group": "A column whose rows must not be divided between training and test (a patient, a plate).",
+    "split": "A column that says train or test; a column named split is used unasked.",
+    "test": "Rows for testing, elsewhere.",
+    "transductive": "Let pre-training see the test rows (without labels); every table then says so.",
+    "skip_bad": "Go on without rows that cannot be read, and list them in the report.",
+    "save_every": "Steps between resumable states; default every 30 seconds.",
+    "resume": "Continue this run where it was killed.",
+    "out": "The new run's folder.",
+    "output": "Where to write the result.",
+    "method": "scratch, probe, top:K, lp-ft or full: what is shipped; default lp-ft of a run.",
+    "labels_per_class": "An experiment with this many labelled rows a class.",
+    "labels": "An experiment with this many labelled rows.",
+    "seeds": "Repeats, each with its own labelled rows, seed or split.",
+    "kind": "objectives, encoders, datasets or methods.",
+    "seed": "The seed of everything random.",
+    "device": "auto, cpu or cuda.",
+    "force": "Replace what is there.",
+}
+SHORT = {"output": ["-o", "--output"]}
+
+
+def _kind(annotation: Any) -> Any:
+    """What the command line reads for an argument: numbers and switches as they are, everything else as text."""
+    options = set(typing.get_args(annotation)) if isinstance(annotation, types.UnionType) else {annotation}
+    plain = next((k for k in (bool, int, float) if k in options), str)
+    return plain | None if type(None) in options else plain
+
+
+def verb(name: str, function: Callable[..., Any]) -> None:
+    """Make the command `name` of a verb; every command also takes --json."""
+    hints = typing.get_type_hints(function)
+    parameters = []
+    for key, parameter in inspect.signature(function).parameters.items():
+        asked = parameter.default is inspect.Parameter.empty
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            info: Any = typer.Argument(help=HELP[key])
+        else:
+            info = typer.Option(*SHORT.get(key, ["--" + key.replace("_", "-")]), help=HELP[key])
+        kind = _kind(hints[key]) if asked or parameter.default is not None else _kind(hints[key] | None)
+        parameters.append(parameter.replace(annotation=Annotated[kind, info]))
+    switch = typer.Option("--json", help="Print one JSON object last on stdout; logs go to stderr.")
+    parameters.append(
+        inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, switch])
+    )
+
+    def call(as_json: bool, **arguments: Any) -> None:
+        try:
+            result = function(**arguments)
+        except UserError as error:
+            console.print(f"error: {error}", style="red", markup=False)
+            raise typer.Exit(2) from None
+        show(result, as_json, arguments)
+
+    call.__doc__ = inspect.getdoc(function)
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {p.name: p.annotation for p in parameters}
+    app.command(name)(call)
+
+
+def show(result: Any, as_json: bool, arguments: dict[str, Any]) -> None:
+    """Print what a verb returned, for people or for programs."""
+    if as_json:
+        print(json.dumps(summary(result, arguments)))
+    elif isinstance(result, Run):
+        results = result.read_json("results.json")
+        if results:
+            Console().print(contest_table(results))
+        print(result.path / "report.html")
+    elif isinstance(result, list):
+        Console().print(list_table(result))
+    else:
+        print(arguments.get("output") or result)
+
+
+def summary(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What a verb returned, as one JSON object."""
+    if isinstance(result, Run):
+        rows = result.metrics()
+        out = {
+            "run": str(result.path),
+            "report": str(result.path / "report.html"),
+            "seconds": result.spec.get("seconds"),
+        }
+        return out | {"metrics": rows[-1] if rows else None, "results": result.read_json("results.json")}
+    if isinstance(result, pa.Table):
+        return {"output": str(arguments["output"]), "rows": result.num_rows, "columns": result.column_names}
+    return {"items": result} if isinstance(result, list) else {"output": str(result)}
+
+
+def contest_table(results: dict[str, Any]) -> Table:
+    """The contestants, best first."""
+    title = f"{results['score']} on {results['test_rows']:,} test rows, {results['labels']:,} labels, {results['seeds']} repeats"
+    out = Table(
+        title=title,
+        caption=f"{results['verdict']}\n{results['protocol']}",
+        title_justify="left",
+        caption_justify="left",
+    )
+    columns = (
+        "contestant",
+        results["score"],
+        "95 % interval",
+        f"from {results['reference']}",
+        "95 % interval",
+        "seconds",
+    )
+    for column in columns:
+        out.add_column(column, justify="left" if column == "contestant" else "right")
+    for row in sorted(results["contestants"], key=lambda r: -r["mean"]):
+        versus = row.get("versus")
+        away = (f"{versus['mean']:+.3f}", f"{versus['low']:+.3f} to {versus['high']:+.3f}") if versus else ("", "")
+        cells = (
+            row["name"],
+            f"{row['mean']:.3f}",
+            f"{row['low']:.3f} to {row['high']:.3f}",
+            *away,
+            f"{row['seconds']:.1f}",
+        )
+        out.add_row(*cells, style="bold" if row["kind"] == "pretrained" else None)
+    return out
+
+
+def list_table(rows: list[dict[str, Any]]) -> Table:
+    """The parts, a row each."""
+    out = Table()
+    for column in ("kind", "name", "what", "arguments"):
+        out.add_column(column, overflow="fold")
+    for row in rows:
+        out.add_row(row["kind"], row["name"], row["what"], row["arguments"])
+    return out
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(VERSION)
+        raise typer.Exit
+
+
+for _name, _function in {
+    "demo": demo, "pretrain": pretrain, "finetune": finetune, "predict": predict, "embed": embed,
+    "reconstruct": reconstruct, "report": report, "list": listing,
+}.items():  # fmt: skip
+    verb(_name, _function)
+
+
+def main() -> None:
+    """Run the command line: exit 0 when done, 2 for the user's mistakes, 1 for ours."""
+    warnings.simplefilter("always", UserWarning)
+    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", style="yellow", markup=False)
+    sys.argv[0] = str(Path(sys.argv[0]).with_name("modicum"))
+    app()

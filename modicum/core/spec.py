@@ -1,0 +1,231 @@
+"""Specs: a constructor call as text or JSON, parsed without evaluation, built from known names only.
+
+Text:  `convnet`, `convnet(width=32)`, `convnet:width=32,norm=group`, `simclr(views=views(crop=.3)) + .1*vicreg()`.
+JSON:  {"name": "convnet", "args": {"width": 32}}; a sum is {"sum": [[1.0, {...}], [0.1, {...}]]}.
+A name is a file of one of the part folders and means that file's one final class; other packages add names through
+entry points (`modicum.trunks`, `modicum.objectives`, `modicum.modalities`). Nothing else can be named.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import inspect
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from modicum.core.errors import UserError, unknown
+
+Spec = dict[str, Any]
+
+FOLDERS = {
+    "trunk": "modicum.nn.trunks",
+    "objective": "modicum.objectives",
+    "modality": "modicum.modalities",
+    "encoder": "modicum.nn",
+}
+GROUPS = {"trunk": "modicum.trunks", "objective": "modicum.objectives", "modality": "modicum.modalities"}
+ENCODER = "encoder"
+
+
+def parse(text: str, what: str = "spec") -> Spec:
+    """The spec written in `text`; UserError where it is not a call with literal arguments."""
+    head, colon, tail = text.strip().partition(":")
+    if colon and head.isidentifier():
+        text = f"{head}({', '.join(_sugar(item, text) for item in tail.split(','))})"
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except SyntaxError as error:
+        raise UserError(f"{what} '{text}' does not read: {error.msg}; wanted a call such as simclr(n=2)") from None
+    return _node(tree, text)
+
+
+def _sugar(item: str, text: str) -> str:
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise UserError(f"spec '{text}': '{item}' is not key=value; wanted name:key=value,key=value")
+    try:
+        ast.literal_eval(value.strip())
+    except (ValueError, SyntaxError):
+        value = repr(value.strip())
+    return f"{key.strip()}={value}"
+
+
+def _node(node: ast.expr, text: str) -> Spec:
+    match node:
+        case ast.BinOp(op=ast.Add()):
+            return {"sum": _terms(node, text)}
+        case ast.BinOp(op=ast.Mult()):
+            return {"sum": [_term(node, text)]}
+        case ast.Name(id=name):
+            return {"name": name, "args": {}}
+        case ast.Call(func=ast.Name(id=name), args=given, keywords=keywords):
+            args: dict[str, Any] = {str(i): _value(a, text) for i, a in enumerate(given)}
+            for keyword in keywords:
+                if keyword.arg is None:
+                    raise UserError(f"spec '{text}': ** is not allowed; write the arguments out")
+                args[keyword.arg] = _value(keyword.value, text)
+            return {"name": name, "args": args}
+    raise UserError(f"spec '{text}': '{ast.unparse(node)}' is not a call with literal arguments (nothing is evaluated)")
+
+
+def _terms(node: ast.expr, text: str) -> list[list[Any]]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        return [*_terms(node.left, text), *_terms(node.right, text)]
+    return [_term(node, text)]
+
+
+def _term(node: ast.expr, text: str) -> list[Any]:
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
+        weight = node.left.value if isinstance(node.left, ast.Constant) else None
+        if isinstance(weight, int | float) and not isinstance(weight, bool):
+            return [float(weight), _node(node.right, text)]
+        raise UserError(f"spec '{text}': wanted number*part, got '{ast.unparse(node)}'")
+    return [1.0, _node(node, text)]
+
+
+def _value(node: ast.expr, text: str) -> Any:
+    if isinstance(node, ast.Call):
+        return _node(node, text)
+    try:
+        value = ast.literal_eval(node)
+    except ValueError:
+        raise UserError(
+            f"spec '{text}': '{ast.unparse(node)}' is not a literal (nothing is evaluated); "
+            "wanted a number, 'text', True, None, a tuple of these, or a part with brackets: name()"
+        ) from None
+    return value
+
+
+def text_of(spec: Spec) -> str:
+    """The spec as it would be written on the command line."""
+    if "sum" in spec:
+        return " + ".join(text_of(s) if w == 1 else f"{w:g}*{text_of(s)}" for w, s in spec["sum"])
+    args = ", ".join(f"{k}={text_of(v) if _is_spec(v) else repr(v)}" for k, v in spec["args"].items())
+    return f"{spec['name']}({args})"
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, Mapping) and ("sum" in value or {"name", "args"} <= set(value))
+
+
+def names(kind: str) -> list[str]:
+    """The names of a kind of part: files of its folder, and entry points of other packages."""
+    if kind == "encoder":
+        return [ENCODER]
+    package = importlib.import_module(FOLDERS[kind])
+    own = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
+    return sorted({*own, *_foreign(kind)})
+
+
+@cache
+def _foreign(kind: str) -> dict[str, importlib.metadata.EntryPoint]:
+    return {e.name: e for e in importlib.metadata.entry_points(group=GROUPS[kind])}
+
+
+@cache
+def part(kind: str, name: str) -> type:
+    """The class that `name` means among the parts of `kind`."""
+    if name not in names(kind):
+        raise unknown(kind, name, names(kind))
+    if kind != "encoder" and name in _foreign(kind):
+        return _foreign(kind)[name].load()
+    module = importlib.import_module(f"{FOLDERS[kind]}.{name}")
+    found = [c for c in vars(module).values() if inspect.isclass(c) and getattr(c, "__final__", False)]
+    own = [c for c in found if c.__module__ == module.__name__]
+    assert len(own) == 1, f"{module.__name__} must hold one @final class, the part; it has {[c.__name__ for c in own]}"
+    return own[0]
+
+
+def arguments(cls: type) -> dict[str, inspect.Parameter]:
+    """The constructor's parameters by name, without self."""
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Make:
+    """How the context of a build makes a nested part: `call(spec or None)` gives the object."""
+
+    call: Callable[[Spec | None], Any]
+
+
+def build(kind: str, spec: Spec | str, **given: Any) -> Any:
+    """The object a spec describes; `given` fills the arguments that the spec leaves to its context.
+
+    A nested spec is made by the context's `Make` of that argument where there is one, else from its own record.
+    """
+    if isinstance(spec, str):
+        spec = parse(spec, kind)
+    if "sum" in spec:
+        raise UserError(f"a sum cannot be used as {kind} here: '{text_of(spec)}'")
+    cls = part(kind, spec["name"])
+    wanted = arguments(cls)
+    args = _named(kind, spec, [k for k in wanted if k not in given or isinstance(given[k], Make)], wanted)
+    for key, value in args.items():
+        maker = given.get(key)
+        if _is_spec(value):
+            args[key] = maker.call(value) if isinstance(maker, Make) else _nested(key, value)
+        else:
+            args[key] = _tuples(value)
+    for key, value in given.items():
+        if key in wanted and key not in args:
+            args[key] = value.call(None) if isinstance(value, Make) else value
+    missing = [k for k, p in wanted.items() if p.default is inspect.Parameter.empty and k not in args]
+    if missing:
+        raise UserError(f"{kind} '{spec['name']}' needs {', '.join(missing)}: write {spec['name']}({missing[0]}=...)")
+    return cls(**args)
+
+
+def _named(kind: str, spec: Spec, positional: list[str], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments by name: positions are resolved against the constructor, unknown names refused."""
+    args = {}
+    for key, value in spec["args"].items():
+        if key.isdigit():
+            if int(key) >= len(positional):
+                raise UserError(f"{kind} '{spec['name']}' takes {len(positional)} arguments: {', '.join(positional)}")
+            key = positional[int(key)]
+        if key not in wanted:
+            raise unknown(f"argument of {kind} '{spec['name']}'", key, wanted)
+        if key in args:
+            raise UserError(f"{kind} '{spec['name']}': argument {key} is given twice")
+        args[key] = value
+    return args
+
+
+def _nested(key: str, value: Spec) -> Any:
+    if value.get("kind") not in FOLDERS:
+        raise UserError(f"argument {key} cannot be the part {text_of(value)} here")
+    return build(value["kind"], value)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON knows lists only; constructors are called with tuples, which compare and hash."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+def spec(kind: str, obj: Any) -> Spec:
+    """The constructor call that makes `obj` again, as JSON: every argument is an attribute of the same name."""
+    name = next((n for n in names(kind) if part(kind, n) is type(obj)), None)
+    assert name is not None, f"{type(obj).__name__} is no part of kind {kind}"
+    args = {}
+    for key in arguments(type(obj)):
+        value = getattr(obj, key)
+        nested = kind_of(value)
+        args[key] = spec(nested, value) if nested else value
+    return {"kind": kind, "name": name, "args": args}
+
+
+def kind_of(value: Any) -> str | None:
+    """The kind of part an object is, by its base class; None for plain values."""
+    from modicum.core.types import Input, Objective, Trunk
+
+    for kind, base in (("trunk", Trunk), ("objective", Objective), ("modality", Input)):
+        if isinstance(value, base):
+            return kind
+    return "encoder" if getattr(type(value), "kind", None) == "encoder" else None

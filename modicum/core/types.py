@@ -1,0 +1,201 @@
+"""The shapes that flow through every part: batches in, tokens through, features out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+from torch import Generator, Tensor, nn
+
+Batch = dict[str, Tensor]
+"""Named tensors whose first axis is the sample."""
+
+Corrupted = Mapping[str, Any]
+"""What `Objective.corrupt` hands to `Objective.forward`."""
+
+Layers = dict[str, list[nn.Module | nn.Parameter]]
+"""Named layers, input -> output: an ordered, complete partition of a module's parameters."""
+
+
+class Edges(NamedTuple):
+    """Directed edges over the flattened b*t tokens: `index` (2, E) long, `x` (E, d) or None."""
+
+    index: Tensor
+    x: Tensor | None = None
+
+
+class Tokens(NamedTuple):
+    """A batch of samples as tokens: `x` (b, t, d); `mask` (b, t), True where real; `grid` multiplies to t."""
+
+    x: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, ...] = ()
+    edges: Edges | None = None
+
+
+class Features(NamedTuple):
+    """What an encoder returns: `tokens` (b, t, d) on the trunk's output grid and `pooled` (b, d)."""
+
+    tokens: Tensor
+    pooled: Tensor
+    mask: Tensor | None = None
+    grid: tuple[int, ...] = ()
+    edges: Edges | None = None
+
+
+class Source(Protocol):
+    """Rows that can be read by number, in their raw dtypes, without loading the rest."""
+
+    size: int
+
+    def rows(self, index: np.ndarray) -> Batch: ...
+
+
+class Views(Protocol):
+    """A random change of a batch that keeps its meaning, as batched tensor operations on the batch's device."""
+
+    def __call__(self, batch: Batch, rng: Generator) -> Batch: ...
+
+
+class Step(NamedTuple):
+    """What `fit` yields after each update: `number` counts finished steps; `loss` and `metrics` stay on the device."""
+
+    number: int
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    rate: float
+
+
+class Embed(nn.Module, ABC):
+    """Raw batch -> `Tokens` with x (b, t, dim) on `grid`."""
+
+    dim: int
+    grid: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Tokens: ...
+
+
+class Unembed(nn.Module, ABC):
+    """Tokens (b, t, dim) on the embed's grid -> a raw batch, and how far it is from the true one."""
+
+    dim: int
+
+    @abstractmethod
+    def loss(self, tokens: Tensor, batch: Batch) -> Tensor:
+        """Mean reconstruction error of each token (b, t)."""
+
+    @abstractmethod
+    def decode(self, tokens: Tensor) -> Batch:
+        """The reconstructed batch, in the units of the raw data."""
+
+
+class Input(ABC):
+    """What an encoder takes (the InputSpec): one final subclass a modality, built from JSON-able arguments alone."""
+
+    modality: ClassVar[str]
+    default_trunk: ClassVar[str]
+    default_objective: ClassVar[str]
+    baselines: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    @abstractmethod
+    def claims(cls, path: Path) -> bool:
+        """Whether the path holds this modality, by names and first bytes alone."""
+
+    @classmethod
+    @abstractmethod
+    def scan(cls, path: Path) -> tuple[Any, pa.Table]:
+        """The raw rows at a path, unread where they are large, and a table of facts: id, label, split, ..."""
+
+    @classmethod
+    @abstractmethod
+    def as_raw(cls, x: Any) -> Any:
+        """Rows in memory as raw rows."""
+
+    @abstractmethod
+    def cost(self, raw: Any) -> str:
+        """What packing the rows will take, in words."""
+
+    @abstractmethod
+    def embed(self) -> Embed: ...
+
+    @abstractmethod
+    def unembed(self) -> Unembed: ...
+
+    @abstractmethod
+    def views(self, **options: Any) -> Views: ...
+
+    @abstractmethod
+    def pack(self, raw: Any, *, skip_bad: bool = False) -> Packed: ...
+
+    @abstractmethod
+    def flat(self, batch: Batch) -> np.ndarray:
+        """Plain features (b, p) float32 for the simple baselines: raw pixels, scaled columns."""
+
+    @abstractmethod
+    def show(self, batch: Batch) -> list[dict[str, str]]:
+        """What to show a person of every row: {"thumb": data URI} or {"text": words}."""
+
+    @classmethod
+    @abstractmethod
+    def infer(cls, raw: Any, index: np.ndarray, **options: Any) -> Input:
+        """The input spec that fits rows `index` of `raw`: statistics are taken from those rows only."""
+
+
+class Packed(NamedTuple):
+    """Raw data made ready for an `Input`: `keep` are the raw rows it holds, `bad` those skipped, `hashes` (n,) uint64."""
+
+    source: Source
+    keep: np.ndarray
+    bad: list[tuple[int, str, str]]
+    hashes: np.ndarray
+
+
+class Trunk(nn.Module, ABC):
+    """Tokens (b, t, dim) on `grid` -> tokens (b, t', width_out) on `grid_out`.
+
+    The constructor takes `dim` and `grid` first, then options with defaults. `can` names its capabilities:
+    keep, causal, padding, edges, any_length, stack, pad_width.
+    """
+
+    can: ClassVar[frozenset[str]] = frozenset()
+    dim: int
+    grid: tuple[int, ...]
+    dim_out: int
+    grid_out: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, tokens: Tokens) -> Tokens: ...
+
+    @abstractmethod
+    def layers(self) -> Layers: ...
+
+    @abstractmethod
+    def decoder(self, code: int) -> nn.Module:
+        """The mirror of this trunk: (b, code) -> tokens (b, t, dim) on the input grid."""
+
+
+class Objective(nn.Module, ABC):
+    """A model and its loss: `corrupt` holds all the randomness, `forward` all the parameters."""
+
+    @abstractmethod
+    def corrupt(self, batch: Batch, rng: Generator) -> Corrupted: ...
+
+    @abstractmethod
+    def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+    @abstractmethod
+    def encoders(self) -> dict[str, Any]:
+        """The encoder, or the towers of a pair, by name."""
+
+    def after_step(self, step: int) -> None:
+        """Called after each update: moving-average teachers, queues."""
+        del step
+
+
+Steps = Iterator[Step]

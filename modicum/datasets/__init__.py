@@ -1,0 +1,1 @@
+"""Data by built-in name or path: what it holds, its labels, and which rows are for testing."""

@@ -1,0 +1,201 @@
+"""Images: pixels as tokens, cropped, flipped and re-lit views as batched tensor operations."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+from torch import Generator, Tensor
+
+from modicum.core.errors import UserError, unknown
+from modicum.core.types import Batch, Embed, Input, Packed, Tokens, Unembed
+from modicum.modalities._files import TABLES, peek, table_kind
+from modicum.modalities._imagearrays import is_idx
+from modicum.modalities._imagefiles import EXTENSIONS, RawImages, _path_column, as_raw, scan
+from modicum.modalities._imagepack import bytes_needed, pack, survey
+
+
+class Pixels(Embed):
+    """uint8 or float images (b, h, w, c) in 0..255 -> normalised pixels as tokens (b, size·size, c)."""
+
+    def __init__(self, size: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.dim, self.grid, self.size = channels, (size, size), size
+        self.register_buffer("scale", 1 / (255 * torch.tensor(std)), persistent=False)
+        self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std), persistent=False)
+
+    def forward(self, batch: Batch) -> Tokens:
+        x = centre(batch["image"], self.size)
+        return Tokens((x * self.scale + self.shift).flatten(1, 2), None, self.grid)
+
+
+def centre(x: Tensor, size: int) -> Tensor:
+    """The middle size×size of images (b, h, w, c)."""
+    top, left = (x.shape[1] - size) // 2, (x.shape[2] - size) // 2
+    return x[:, top : top + size, left : left + size]
+
+
+class Paint(Unembed):
+    """Tokens in the units of normalised pixels -> images; the error is the squared one, in those units."""
+
+    def __init__(self, pixels: Pixels) -> None:
+        super().__init__()
+        self.pixels, self.dim = pixels, pixels.dim
+
+    def loss(self, tokens: Tensor, batch: Batch) -> Tensor:
+        return (tokens - self.pixels(batch).x).square().mean(2)
+
+    def decode(self, tokens: Tensor) -> Batch:
+        x = ((tokens - self.pixels.shift) / self.pixels.scale).round().clamp(0, 255).to(torch.uint8)
+        return {"image": x.view(-1, *self.pixels.grid, self.dim)}
+
+
+class Augment:
+    """Random crop (area share, then resized to `size`), horizontal flip, brightness/contrast, for a whole batch at once.
+
+    Crop and flip are one linear map a side, image -> Ay · image · Axᵀ with antialiased triangle filters as in
+    Pillow's bilinear resize, so that a batch is two batched matrix products; float32 output in 0..255.
+    """
+
+    def __init__(self, size: int, crop: tuple[float, float], flip: float, intensity: float, ratio: float) -> None:
+        if not 0 < crop[0] <= crop[1] <= 1:
+            raise UserError(f"views: crop={crop} must be two shares of the area with 0 < low <= high <= 1")
+        if not 0 <= flip <= 1 or not 0 <= intensity < 1 or ratio < 1:
+            raise UserError(
+                f"views: wanted 0 <= flip <= 1, 0 <= intensity < 1, ratio >= 1; got {flip}, {intensity}, {ratio}"
+            )
+        self.size, self.crop, self.flip, self.intensity, self.ratio = size, crop, flip, intensity, ratio
+
+    def __call__(self, batch: Batch, rng: Generator) -> Batch:
+        image = batch["image"]
+        b, h, w, c = image.shape
+        draw = torch.rand(7, b, generator=rng, device=image.device)
+        area = self.crop[0] + (self.crop[1] - self.crop[0]) * draw[0]
+        stretch = torch.exp((2 * draw[1] - 1) * float(np.log(self.ratio)) / 2)
+        high, wide = (area.sqrt() * stretch).clamp(max=1) * h, (area.sqrt() / stretch).clamp(max=1) * w
+        rows = triangles(h, self.size, draw[2] * (h - high), high)
+        flipped = draw[4] < self.flip
+        left = draw[3] * (w - wide)
+        cols = triangles(w, self.size, torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide))
+        x = torch.bmm(rows, image.float().view(b, h, w * c)).view(b, self.size, w, c)
+        if c > 1:
+            x = torch.einsum("bhwc,bvw->bhvc", x, cols)
+        else:
+            x = torch.bmm(x.squeeze(3), cols.transpose(1, 2)).unsqueeze(3)
+        if self.intensity:
+            gain = 1 + self.intensity * (2 * draw[5] - 1)
+            shift = 255 * self.intensity * (draw[6] - 0.5)
+            mean = x.mean((1, 2, 3))
+            x = torch.addcmul((mean * (1 - gain) + shift).view(b, 1, 1, 1), x, gain.view(b, 1, 1, 1)).clamp_(0, 255)
+        return {**batch, "image": x}
+
+
+def triangles(n: int, out: int, start: Tensor, length: Tensor) -> Tensor:
+    """Resampling matrices (b, out, n): `out` samples of [start, start + length) of n pixels; length < 0 mirrors.
+
+    Weights fall linearly to 0 over max(1, |length|/out) pixels and sum to 1: Pillow's antialiased bilinear filter.
+    """
+    step = (length / out).view(-1, 1, 1)
+    at = start.view(-1, 1, 1) + (torch.arange(out, device=start.device).view(1, -1, 1) + 0.5) * step
+    weight = (at - 0.5 - torch.arange(n, device=start.device)).abs_().div_(step.abs().clamp(min=1))
+    weight = (1 - weight).clamp_(min=0)
+    return weight.div_(weight.sum(2, keepdim=True))
+
+
+class Pictures:
+    """A memory-mapped uint8 array (n, h, w, c) as a Source of {"image": ...}."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images, self.size = images, len(images)
+
+    def rows(self, index: np.ndarray) -> Batch:
+        return {"image": torch.from_numpy(np.ascontiguousarray(self.images[index]))}
+
+
+@final
+class Images(Input):
+    """Images of `size`×`size` pixels with `channels`, normalised by `mean` and `std` of values in 0..1."""
+
+    modality = "images"
+    default_trunk = "convnet"
+    default_objective = "simclr"
+    baselines = ("logistic regression", "SVM", "1-NN")
+
+    def __init__(
+        self, size: int, channels: int = 1, mean: tuple[float, ...] = (0.5,), std: tuple[float, ...] = (0.25,)
+    ) -> None:
+        if not len(mean) == len(std) == channels:
+            raise UserError(f"images: {channels} channels need as many means and stds, got {mean} and {std}")
+        self.size, self.channels, self.mean, self.std = size, channels, mean, std
+
+    def embed(self) -> Pixels:
+        return Pixels(self.size, self.channels, self.mean, self.std)
+
+    def unembed(self) -> Paint:
+        return Paint(self.embed())
+
+    def views(self, **options: Any) -> Augment:
+        """`crop`: area range; `flip`: probability; `intensity`: brightness and contrast range; `ratio`: aspect range."""
+        defaults: dict[str, Any] = {"crop": (0.3, 1.0), "flip": 0.5, "intensity": 0.4, "ratio": 4 / 3}
+        for key in options:
+            if key not in defaults:
+                raise unknown("image view", key, defaults)
+        return Augment(self.size, **{**defaults, **options})
+
+    @classmethod
+    def claims(cls, path: Path) -> bool:
+        """Folders (unless of Parquet files), image and array files, and tables with a column of image paths."""
+        kind = table_kind(path)
+        if path.is_dir():
+            return not any(path.rglob("*.parquet"))
+        if kind not in TABLES:
+            return path.suffix.lower() in {*EXTENSIONS, ".npy", ".npz"} or is_idx(path)
+        try:
+            return _path_column(peek(path), path.parent, str(path)) is not None
+        except UserError:
+            return False
+
+    @classmethod
+    def scan(cls, path: Path) -> tuple[RawImages, pa.Table]:
+        return scan(path)
+
+    @classmethod
+    def as_raw(cls, x: Any) -> RawImages:
+        return as_raw(x)
+
+    def cost(self, raw: RawImages) -> str:
+        need = bytes_needed(raw, self.size, self.channels)
+        return f"{need / 1e6:,.1f} MB as {self.size}×{self.size} pixels, {self.channels} channel(s)"
+
+    @classmethod
+    def infer(cls, raw: Any, index: np.ndarray, *, size: int | None = None, **_: Any) -> Images:
+        found, channels = survey(raw)
+        some = pack(
+            raw.take(index[:: max(1, len(index) // 2000)]), size=size or found, channels=channels, skip_bad=True
+        )
+        values = np.asarray(some.images, np.float32).reshape(-1, channels) / 255
+        mean, std = values.mean(0), values.std(0).clip(1e-3)
+        return cls(size or found, channels, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()))
+
+    def pack(self, raw: Any, *, skip_bad: bool = False) -> Packed:
+        made = pack(raw, size=self.size, channels=self.channels, skip_bad=skip_bad)
+        return Packed(Pictures(made.images), made.keep, made.bad, made.hashes)
+
+    def flat(self, batch: Batch) -> np.ndarray:
+        return (centre(batch["image"], self.size).flatten(1).float() / 255).numpy()
+
+    def show(self, batch: Batch) -> list[dict[str, str]]:
+        out = []
+        for image in batch["image"].cpu().numpy():
+            buffer = io.BytesIO()
+            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            picture.thumbnail((96, 96))
+            picture.save(buffer, "PNG")
+            out.append({"thumb": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()})
+        return out

@@ -1,0 +1,99 @@
+"""`load(run)`: a trained model that takes arrays, lists, DataFrames and paths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from modicum.core.errors import UserError
+from modicum.core.spec import build
+from modicum.core.types import Batch, Input, Objective, Packed
+from modicum.datasets.data import Data, open_data
+from modicum.nn.encoder import Encoder
+from modicum.training.apply import batches_of, embed, evaluating, over
+from modicum.training.run import Run
+
+
+class Model:
+    """The trained objective of a run, for use: `embed`, `predict`, `predict_proba`, `reconstruct`.
+
+    Every method takes rows as a path, a built-in name, a numpy array, a list or a DataFrame.
+    """
+
+    def __init__(self, run: Run, objective: Objective) -> None:
+        self.run, self.objective = run, objective
+        self.classes: list[str] = run.spec.get("classes", [])
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder (the first tower of a pair)."""
+        return next(iter(self.objective.encoders().values()))
+
+    @property
+    def input(self) -> Input:
+        """What the encoder takes."""
+        return self.encoder.input
+
+    def open(self, x: Any, *, skip_bad: bool = False) -> tuple[Data, Packed]:
+        """Rows of x, packed for the encoder; bad ones are an error, or left out with `skip_bad`."""
+        data = open_data(x, type(self.input))
+        packed = self.input.pack(data.raw, skip_bad=skip_bad)
+        return (data.take(packed.keep) if packed.bad else data), packed
+
+    def embed(self, x: Any) -> np.ndarray:
+        """Features (n, d) float32."""
+        packed = self.open(x)[1]
+        return embed(self.encoder, packed.source, np.arange(packed.source.size))
+
+    def predict_proba(self, x: Any) -> np.ndarray:
+        """Probabilities (n, classes), in the order of `classes`."""
+        if not self.classes:
+            raise UserError(f"{self.run.path} predicts {self.what()}; probabilities need a run of finetune on classes")
+        return self.outputs(self.open(x)[1])
+
+    def predict(self, x: Any) -> np.ndarray:
+        """Class names (n,), or numbers (n,) in the target's units."""
+        out = self.outputs(self.open(x)[1])
+        return np.array(self.classes)[out.argmax(1)] if self.classes else out
+
+    def outputs(self, packed: Packed) -> np.ndarray:
+        """Probabilities (n, classes) or numbers (n,) of packed rows."""
+        predict = getattr(self.objective, "predict", None)
+        if predict is None:
+            raise UserError(
+                f"{self.run.path} predicts {self.what()}: run  modicum finetune {self.run.path} DATA  first"
+            )
+        return over(self.objective, predict, packed.source, np.arange(packed.source.size))
+
+    def what(self) -> str:
+        """What the run predicts, in words."""
+        return "numbers" if hasattr(self.objective, "predict") else "nothing (it is a pre-training run)"
+
+    def reconstruct(self, x: Any) -> tuple[Batch, np.ndarray]:
+        """The rows rebuilt in raw units, and each row's mean error (n,); for autoencoders."""
+        return self.rebuild(self.open(x)[1])
+
+    def rebuild(self, packed: Packed) -> tuple[Batch, np.ndarray]:
+        """`reconstruct` of packed rows."""
+        rebuild = getattr(self.objective, "reconstruct", None)
+        if rebuild is None:
+            raise UserError(f"{self.run.path} does not reconstruct: pre-train with --objective autoencoder")
+        device = next(self.objective.parameters()).device
+        with evaluating(self.objective):
+            parts = [rebuild(b) for b in batches_of(packed.source, np.arange(packed.source.size), device)]
+        batch = {key: torch.cat([p[0][key] for p in parts]).cpu() for key in parts[0][0]}
+        return batch, torch.cat([p[1] for p in parts]).cpu().numpy()
+
+
+def load(run: str | Path | Run, *, device: str | torch.device = "cpu") -> Model:
+    """The model of a finished run's folder."""
+    opened = run if isinstance(run, Run) else Run.open(run)
+    parts = opened.spec.get("parts", {})
+    if "objective" not in parts:
+        raise UserError(f"{opened.path} records no model in its spec.json")
+    objective: Objective = build("objective", parts["objective"])
+    opened.load_model(objective)
+    return Model(opened, objective.to(device).eval())

@@ -1,0 +1,111 @@
+"""`convnet`: a small strided residual network for images (He et al. 2016), channels-last."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from modicum.core.errors import UserError
+from modicum.core.types import Layers, Tokens, Trunk
+from modicum.nn.layers import norm2d
+
+
+class Block(nn.Module):
+    """Two 3×3 convolutions and a shortcut; a 1×1 projection where width or resolution changes."""
+
+    def __init__(self, dim: int, width: int, stride: int, norm: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(dim, width, 3, stride, 1, bias=False)
+        self.norm1 = norm2d(norm, width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = norm2d(norm, width)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or dim != width:
+            self.shortcut = nn.Sequential(nn.Conv2d(dim, width, 1, stride, bias=False), norm2d(norm, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.norm1(self.conv1(x)), inplace=True)
+        return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x), inplace=True)
+
+
+class Upsample(nn.Module):
+    """Code (b, code) -> image tokens (b, h·w, dim), one doubling a stage: nearest neighbour, 3×3 convolution, norm."""
+
+    def __init__(self, code: int, widths: list[int], sizes: list[tuple[int, int]], dim: int, norm: str) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.start = nn.Linear(code, widths[0] * sizes[0][0] * sizes[0][1])
+        self.convs = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, 1, 1, bias=False), norm2d(norm, b), nn.ReLU(inplace=True))
+            for a, b in zip(widths, [*widths[1:], widths[-1]], strict=True)
+        )
+        self.out = nn.Conv2d(widths[-1], dim, 3, 1, 1)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, code: Tensor) -> Tensor:
+        h, w = self.sizes[0]
+        x = self.start(code).view(len(code), h, w, -1).permute(0, 3, 1, 2)
+        for conv, size in zip(self.convs, [*self.sizes[1:], self.sizes[-1]], strict=True):
+            x = conv(x if x.shape[2:] == size else F.interpolate(x, size))
+        return self.out(x).permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@final
+class ConvNet(Trunk):
+    """A strided stem and `stages` of `blocks` residual blocks, each stage half as fine and twice as wide.
+
+    `stride` of the stem defaults to 2 (4 from 96 pixels on). `norm`: batch, or group (exact in Many, no batch
+    statistics). Tokens (b, h·w, c) enter as channels-last without a copy.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        grid: tuple[int, ...],
+        width: int = 32,
+        stages: int = 3,
+        blocks: int = 1,
+        kernel: int = 5,
+        stride: int | None = None,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        if len(grid) != 2:
+            raise UserError(
+                f"convnet wants tokens on a 2-d grid such as pixels; this data has grid {tuple(grid)}: use mlp"
+            )
+        self.dim, self.grid, self.width, self.stages, self.blocks = dim, tuple(grid), width, stages, blocks
+        self.kernel, self.stride, self.norm = kernel, stride, norm
+        self.can = frozenset({"stack"} | ({"pad_width"} if norm == "batch" else set()))
+        first = stride or (4 if min(grid) >= 96 else 2)
+        self.stem = nn.Sequential(
+            nn.Conv2d(dim, width, kernel, first, kernel // 2, bias=False), norm2d(norm, width), nn.ReLU(inplace=True)
+        )
+        self.widths = [width * 2**k for k in range(stages)]
+        self.sizes = [(math.ceil(grid[0] / (first * 2**k)), math.ceil(grid[1] / (first * 2**k))) for k in range(stages)]
+        self.stage = nn.ModuleList()
+        for k, wide in enumerate(self.widths):
+            for j in range(blocks):
+                before = wide if j or not k else wide // 2
+                self.stage.append(Block(before, wide, 2 if k and not j else 1, norm))
+        self.dim_out, self.grid_out = self.widths[-1], self.sizes[-1]
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, tokens: Tokens) -> Tokens:
+        x = tokens.x.view(-1, *self.grid, self.dim).permute(0, 3, 1, 2)
+        x = self.stem(x)
+        for block in self.stage:
+            x = block(x)
+        return Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), None, self.grid_out)
+
+    def layers(self) -> Layers:
+        names = [f"stage{k + 1}.block{j + 1}" for k in range(self.stages) for j in range(self.blocks)]
+        return {"stem": [self.stem], **{n: [b] for n, b in zip(names, self.stage, strict=True)}}
+
+    def decoder(self, code: int) -> nn.Module:
+        grid = (self.grid[0], self.grid[1])
+        return Upsample(code, self.widths[::-1], [*self.sizes[::-1], grid], self.dim, self.norm)

@@ -1,0 +1,75 @@
+"""`supervised`: classes by cross-entropy or numbers by squared error, on pooled features."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from modicum.core.errors import UserError, unknown
+from modicum.core.types import Batch, Corrupted, Objective
+from modicum.maths.losses import spread
+from modicum.nn.encoder import Encoder
+
+
+@final
+class Supervised(Objective):
+    """A linear head of `outputs` on an encoder: task "classes" (logits) or "numbers" (outputs·scale + shift).
+
+    The batch holds `target` (b,) long or float. `views`: options of the modality's views; None trains on the rows as
+    they are. Class targets are smoothed by `smoothing`.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        outputs: int = 2,
+        task: str = "classes",
+        smoothing: float = 0.0,
+        shift: float = 0.0,
+        scale: float = 1.0,
+        views: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if task not in ("classes", "numbers"):
+            raise unknown("task", task, ["classes", "numbers"])
+        if outputs < 1 or not 0 <= smoothing < 1:
+            raise UserError(f"supervised wants outputs >= 1 and 0 <= smoothing < 1; got {outputs} and {smoothing}")
+        self.encoder, self.outputs, self.task, self.smoothing = encoder, outputs, task, smoothing
+        self.shift, self.scale, self.views = shift, scale, views
+        self.transform = None if views is None else encoder.input.views(**views)
+        self.head = nn.Linear(encoder.dim, outputs)
+        # A zero head starts from the mean prediction, whatever the scale of the features.
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
+        return self.transform(batch, rng) if self.transform else batch
+
+    def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
+        batch = dict(corrupted)
+        if "target" not in batch:
+            raise UserError("supervised training needs labels: name their column with --label")
+        target = batch.pop("target")
+        pooled = self.encoder(batch).pooled
+        out = self.head(pooled)
+        if self.task == "classes":
+            loss = F.cross_entropy(out, target, label_smoothing=self.smoothing)
+            return loss, {**spread(pooled), "accuracy": (out.detach().argmax(1) == target).float().mean()}
+        return F.mse_loss(out.squeeze(1), (target - self.shift) / self.scale), spread(pooled)
+
+    def predict(self, batch: Batch) -> Tensor:
+        """Probabilities (b, outputs) of the classes, or numbers (b,) in the target's own units."""
+        out = self.head(self.encoder(batch).pooled)
+        return out.softmax(1) if self.task == "classes" else out.squeeze(1) * self.scale + self.shift
+
+    def encoders(self) -> dict[str, Encoder]:
+        return {"encoder": self.encoder}
+
+
+def fold_scaling(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
+    """The linear map on raw features that equals (weight, bias) on features standardised by mean and std."""
+    scaled = weight / std
+    return scaled, bias - torch.mv(scaled, mean)

@@ -1,0 +1,118 @@
+"""The simple baselines every comparison stands beside: scikit-learn on plain features, tuned on the same rows."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC, SVR
+
+from modicum.core.types import Input
+from modicum.training.transfer import Task
+
+Make = Callable[[Any], Any]
+
+
+def _grid(kind: str, seed: int) -> dict[str, tuple[tuple[Any, ...], Make]]:
+    """Name -> (four settings, setting -> scikit-learn estimator)."""
+    penalties = (1e-3, 1e-2, 1e-1, 1.0)
+    margins = ((1.0, 0.5), (1.0, 1.0), (10.0, 0.5), (10.0, 1.0))
+    leaves = (4, 8, 16, 31)
+    boosting: dict[str, Any] = {"max_iter": 100, "learning_rate": 0.1, "min_samples_leaf": 5, "random_state": seed}
+    if kind == "classes":
+        return {
+            "logistic regression": (
+                penalties,
+                lambda c: make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500)),
+            ),
+            "SVM": (margins, lambda s: SVC(C=s[0], gamma=s[1])),
+            "1-NN": ((1,), lambda k: KNeighborsClassifier(k)),
+            "gradient boosting": (leaves, lambda n: HistGradientBoostingClassifier(max_leaf_nodes=n, **boosting)),
+        }
+    return {
+        "ridge regression": (penalties, lambda c: make_pipeline(StandardScaler(), Ridge(alpha=1 / c))),
+        "SVM": (margins, lambda s: make_pipeline(StandardScaler(), SVR(C=s[0], gamma=s[1]))),
+        "1-NN": ((1,), lambda k: KNeighborsRegressor(k)),
+        "gradient boosting": (leaves, lambda n: HistGradientBoostingRegressor(max_leaf_nodes=n, **boosting)),
+    }
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Plain features of a source, made once: `flat` (n, p) float32 for the rows that were asked for."""
+
+    input: Input
+    task: Task
+
+    def features(self, rows: np.ndarray) -> np.ndarray:
+        parts = [self.input.flat(self.task.source.rows(rows[i : i + 4096])) for i in range(0, len(rows), 4096)]
+        return np.concatenate(parts)
+
+
+def names(input: Input, kind: str) -> list[str]:
+    """The baselines for an input: those its modality names."""
+    wanted = {"logistic regression": "ridge regression"} if kind == "numbers" else {}
+    return [wanted.get(name, name) for name in input.baselines]
+
+
+def train(
+    name: str, plain: Plain, rows: np.ndarray, choose: tuple[np.ndarray, np.ndarray]
+) -> tuple[Callable[[np.ndarray], np.ndarray], str]:
+    """Fit a baseline like every contestant: choose among its settings on `choose`, refit on `rows`.
+
+    Returns the predictor (rows -> probabilities or numbers) and the chosen setting in words.
+    """
+    task = plain.task
+    settings, make = _grid(task.kind, task.seed)[name]
+    best = settings[0]
+    if len(settings) > 1:
+        fit_rows, held = choose
+        x, held_x = plain.features(fit_rows), plain.features(held)
+        scaled = {s: _gamma(s, x) for s in settings}
+        errors = [_error(_fit(make(scaled[s]), x, task.target[fit_rows]), held_x, task, held) for s in settings]
+        best = settings[int(np.argmin(errors))]
+    x = plain.features(rows)
+    model = _fit(make(_gamma(best, x)), x, task.target[rows])
+    words = f"C={best[0]:g}, gamma={best[1]:g}/(p·var)" if isinstance(best, tuple) else f"{best:g}"
+    return lambda index: _predict(model, plain.features(index), task), words
+
+
+def _gamma(setting: Any, x: np.ndarray) -> Any:
+    """A margin setting's gamma in units of scikit-learn's "scale": 1/(p·var)."""
+    if not isinstance(setting, tuple):
+        return setting
+    return setting[0], setting[1] / (x.shape[1] * max(float(x.var()), 1e-12))
+
+
+def _fit(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return model.fit(x, y)
+
+
+def _predict(model: Any, x: np.ndarray, task: Task) -> np.ndarray:
+    if task.kind == "numbers":
+        return model.predict(x)
+    out = np.zeros((len(x), task.outputs))
+    if hasattr(model, "predict_proba"):
+        out[:, model.classes_] = model.predict_proba(x)
+    else:
+        out[np.arange(len(x)), model.predict(x)] = 1
+    return out
+
+
+def _error(model: Any, x: np.ndarray, task: Task, rows: np.ndarray) -> float:
+    """Share of mistakes (ties to the earlier, simpler setting), or mean squared error."""
+    out = _predict(model, x, task)
+    if task.kind == "numbers":
+        return float(((out - task.target[rows]) ** 2).mean())
+    return float((out.argmax(1) != task.target[rows]).mean())

@@ -1,0 +1,194 @@
+"""Which rows may be used for what: held-out rows for pre-training, repeats for measuring, by one rule."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from modicum.core import seeds
+from modicum.core.errors import UserError, Warned
+from modicum.datasets.data import LABELS, Data, Labels
+from modicum.training import splits
+from modicum.training.contest import Plan, Repeat
+
+HOLD_OUT = 0.2
+
+
+@dataclass(frozen=True)
+class Rows:
+    """`train` and `test` row numbers, the columns that are facts about rows and not features, and words on the rule."""
+
+    train: np.ndarray
+    test: np.ndarray
+    special: list[str]
+    note: str
+
+    def avoiding(self, hashes: np.ndarray, others: np.ndarray) -> Rows:
+        """Without the training rows whose content is among `others`."""
+        clash = np.isin(hashes[self.train], others)
+        note = f"{self.note}; {int(clash.sum())} rows equal to test rows left out" if clash.any() else self.note
+        return replace(self, train=self.train[~clash], note=note)
+
+
+def special_columns(data: Data, *named: str | None) -> list[str]:
+    """Columns that are not features: id, split, the label and what else was named."""
+    given = [n.partition(":")[0] for n in named if n]
+    label = [] if named and named[0] else [n for n in LABELS if n in data.table.column_names][:1]
+    return [n for n in dict.fromkeys([*given, *label, "id", "split"]) if n in data.table.column_names]
+
+
+def codes(data: Data, column: str | None) -> np.ndarray | None:
+    """A group column as text; None where none is named."""
+    found = data.column(column, what="group column") if column else None
+    return None if found is None else np.array([str(v) for v in found.to_pylist()])
+
+
+def marked(data: Data, column: str | None) -> splits.Split | None:
+    """The split of a column that says train or test; the column `split` is used unasked."""
+    found = data.column(column, default=["split"], what="split column")
+    return None if found is None else splits.by_column(found.to_pylist())
+
+
+def for_pretraining(
+    data: Data,
+    *,
+    label: str | None,
+    group: str | None,
+    split: str | None,
+    test: str | None,
+    transductive: bool,
+    limit: int | None,
+    seed: int,
+) -> Rows:
+    """The rows pre-training may see: not those of a split column's test part, else not a fifth of the labelled ones.
+
+    With `test` (rows elsewhere) or `transductive` all rows are used; so are they where no row is labelled.
+    """
+    special = special_columns(data, label, group, split)
+    labels = data.labels(label)
+    every, none = np.arange(len(data)), np.empty(0, int)
+    by_column = marked(data, split)
+    if transductive:
+        rows = Rows(every, none, special, "transductive: test rows are among them, without labels")
+    elif by_column is not None:
+        rows = Rows(
+            by_column.train, by_column.test, special, f"{len(by_column.test):,} test rows of its split column left out"
+        )
+    elif test is not None or labels is None or not labels.known.any():
+        rows = Rows(every, none, special, "all rows" if test is None else "all rows; the test rows are elsewhere")
+    else:
+        part = splits.hold_out(labels.values, codes(data, group), fraction=HOLD_OUT, seed=seed, kind=labels.kind)
+        rows = Rows(part.train, part.test, special, f"{len(part.test):,} labelled rows held out for testing")
+    if limit is not None and limit < len(rows.train):
+        few = np.sort(seeds.numpy(seed, "limit").choice(rows.train, limit, replace=False))
+        rows = replace(rows, train=few, note=f"{rows.note}; {limit:,} of {len(rows.train):,} drawn")
+    if len(rows.train) < 2:
+        raise UserError(f"{data.name} leaves {len(rows.train)} rows to train on; at least 2 are needed")
+    return rows
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the user asked of a measurement: labelled rows an experiment, repeats, and where the test rows come from."""
+
+    per_class: int | None = None
+    total: int | None = None
+    repeats: int = 5
+    seed: int = 0
+    split: str | None = None
+    group: str | None = None
+    transductive: bool = False
+
+
+def for_measuring(
+    data: Data, labels: Labels, hashes: np.ndarray, seen: np.ndarray | None, fixed: splits.Split | None, ask: Ask
+) -> Plan:
+    """The repeats of an experiment: test rows fixed by the user or by pre-training, else repeated splits.
+
+    `hashes` (n,) of the rows' content; `seen` those of pre-training; `fixed` the rows of --test or --split.
+    """
+    groups = codes(data, ask.group)
+    known = np.flatnonzero(labels.known)
+    if len(known) == 0:
+        raise UserError(f"{data.name}: the label column is empty in every row; finetune needs labels")
+    if labels.kind == "classes" and len(np.unique(labels.values[known])) < 2:
+        raise UserError(
+            f"{data.name} has the single class '{labels.classes[labels.values[known][0]]}': at least two are needed"
+        )
+    old = np.zeros(len(hashes), bool) if seen is None or ask.transductive else np.isin(hashes, seen)
+    suffix = (
+        " TRANSDUCTIVE: pre-training saw the test rows, without labels."
+        if ask.transductive and seen is not None
+        else ""
+    )
+    if fixed is None and old[known].any():
+        if old[known].all():
+            raise UserError(
+                f"pre-training saw every labelled row of {data.name}, so none can test it: give --test PATH or --split COLUMN, "
+                "or pre-train again with the labels named (a fifth is then held out), or accept it with --transductive"
+            )
+        fixed = splits.Split(known[old[known]], known[~old[known]], np.empty(0, int))
+        where = "the rows held out in pre-training"
+    else:
+        where = "the given test rows"
+    if fixed is None:
+        return _splits(labels, groups, known, ask, suffix)
+    test, pool = (np.intersect1d(part, known) for part in (fixed.test, fixed.train))
+    test = _unseen(test, old, ask)
+    if not len(test) or not len(pool):
+        raise UserError(
+            f"{data.name} leaves {len(pool)} labelled rows to train on and {len(test)} to test on: both are needed"
+        )
+    repeats = [_repeat(labels, groups, pool, test, ask, s) for s in range(ask.repeats)]
+    words = f"{ask.repeats} repeats ({_drawn(ask)}), all tested on {where}: {len(test):,}."
+    return Plan(repeats, True, f"{words} Intervals cover labelled subset, seed and test rows.{suffix}")
+
+
+def _unseen(test: np.ndarray, old: np.ndarray, ask: Ask) -> np.ndarray:
+    """Test rows that pre-training did not see; a few equal rows are dropped aloud, many are an error."""
+    clash = int(old[test].sum())
+    if clash > max(1, 0.05 * len(test)):
+        raise UserError(
+            f"{clash} of {len(test)} test rows were seen in pre-training: pre-train again without them (--test or --split "
+            "there), or accept it with --transductive"
+        )
+    if clash:
+        words = f"{clash} test row(s) equal to a row seen in pre-training are left out of the test"
+        warnings.warn(words, Warned, stacklevel=4)
+    return test[~old[test]]
+
+
+def _splits(labels: Labels, groups: np.ndarray | None, known: np.ndarray, ask: Ask, suffix: str) -> Plan:
+    repeats = []
+    for s in range(ask.repeats):
+        seed = seeds.fold(ask.seed, "split", s) % 2**31
+        own = None if groups is None else groups[known]
+        part = splits.hold_out(labels.values[known], own, fraction=HOLD_OUT, seed=seed, kind=labels.kind)
+        repeats.append(_repeat(labels, groups, known[part.train], known[part.test], ask, s))
+    words = f"{ask.repeats} random splits ({_drawn(ask)}), each tested on its own {len(repeats[0].test):,} rows."
+    return Plan(repeats, False, f"{words} Intervals by Nadeau and Bengio's correction.{suffix}")
+
+
+def _drawn(ask: Ask) -> str:
+    if ask.per_class:
+        return f"each with its own {ask.per_class} labels a class and seed"
+    return f"each with its own {ask.total} labels and seed" if ask.total else "all given labels, each with its own seed"
+
+
+def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: np.ndarray, ask: Ask, s: int) -> Repeat:
+    seed = ask.seed + s
+    given = pool
+    if ask.per_class or ask.total:
+        given = splits.few(
+            labels.values, per_class=ask.per_class, total=ask.total, kind=labels.kind, seed=seed, among=pool
+        )
+    return Repeat(seed, given, choose(labels, groups, given, seed), test, pool)
+
+
+def choose(labels: Labels, groups: np.ndarray | None, given: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """The given rows divided for choosing settings: (fit, validation)."""
+    own = None if groups is None else groups[given]
+    fit, held = splits.validation(labels.values[given], own, kind=labels.kind, seed=seed)
+    return given[fit], given[held]

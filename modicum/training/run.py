@@ -1,0 +1,233 @@
+"""A run is a folder: spec.json, model.safetensors, metrics.jsonl, state/; JSON and safetensors only, written atomically."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from modicum.core.atomic import atomic_path, atomic_write
+from modicum.core.errors import UserError, Warned
+from modicum.core.version import VERSION
+
+FORMAT = 1
+SEPARATOR = "|"
+"""Between the parts of a state's tensor names; parameter names hold dots only."""
+
+
+def environment() -> dict[str, Any]:
+    """What bit-identical continuation depends on."""
+    return {
+        "versions": {"modicum": VERSION, "torch": torch.__version__, "python": platform.python_version()},
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs",
+    }
+
+
+@contextmanager
+def saving(path: Path) -> Iterator[None]:
+    """Say what to do when the disk does not take a file; what was there before is intact (writes are atomic)."""
+    try:
+        yield
+    except OSError as error:
+        reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}.get(
+            error.errno or 0, str(error)
+        )
+        raise UserError(
+            f"cannot write {path}: {reason}. Everything saved before is intact; go on with --resume"
+        ) from error
+    except SafetensorError as error:  # safetensors wraps the operating system's error
+        raise UserError(
+            f"cannot write {path}: {error}. Everything saved before is intact; go on with --resume"
+        ) from error
+
+
+class Run:
+    """A run's folder; `spec` is the content of its spec.json."""
+
+    def __init__(self, path: Path, spec: dict[str, Any]) -> None:
+        self.path, self.spec = path, spec
+
+    @classmethod
+    def create(cls, path: str | Path, spec: dict[str, Any], *, force: bool = False) -> Run:
+        """A new run at `path`; one that exists is replaced only with `force`, and only if it is a run."""
+        path = Path(path)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not force:
+                raise UserError(f"{path} exists: choose another --out, or --force to replace it")
+            if not (path / "spec.json").is_file():
+                raise UserError(
+                    f"{path} exists and is not a modicum run, so --force does not replace it: choose another --out"
+                )
+        with saving(path):
+            if path.exists():
+                shutil.rmtree(path)
+            path.mkdir(parents=True)
+        created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        run = cls(path, {"format": FORMAT, **environment(), "created": created, **spec})
+        run.save_spec()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run at `path`; UserError where it is none, is from a newer modicum, or its spec was changed by hand."""
+        path = Path(path)
+        file = path / "spec.json"
+        if not file.is_file():
+            what = "has no spec.json" if path.is_dir() else "is not a folder" if path.exists() else "does not exist"
+            raise UserError(f"{path} is not a modicum run: it {what}")
+        try:
+            spec = json.loads(file.read_text("utf-8"))
+            checksum, number = spec.pop("checksum"), int(spec["format"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file} is damaged: {type(error).__name__} {error}; restore it or make the run again"
+            ) from None
+        if number > FORMAT:
+            raise UserError(f"{path} has format {number}; modicum {VERSION} reads up to {FORMAT}: upgrade modicum")
+        if checksum != _checksum(spec):
+            raise UserError(f"{file} was changed after it was written (its checksum differs): restore it or run again")
+        return cls(path, spec)
+
+    def save_spec(self) -> None:
+        body = json.loads(json.dumps(self.spec))
+        text = json.dumps({**body, "checksum": _checksum(body)}, indent=1)
+        with saving(self.path / "spec.json"):
+            atomic_write(self.path / "spec.json", text.encode())
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file of the run, such as results.json."""
+        with saving(self.path / name):
+            atomic_write(self.path / name, json.dumps(value).encode())
+
+    def read_json(self, name: str, default: Any = None) -> Any:
+        file = self.path / name
+        return json.loads(file.read_text("utf-8")) if file.is_file() else default
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Append a row to metrics.jsonl."""
+        with saving(self.path / "metrics.jsonl"), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The whole rows of metrics.jsonl: a last line cut off by a kill is no row."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text("utf-8").split("\n")[:-1] if file.is_file() else []
+        return [json.loads(line) for line in lines if line]
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`."""
+        rows = [json.dumps(r) + "\n" for r in self.metrics() if r["step"] <= step]
+        with saving(self.path / "metrics.jsonl"):
+            atomic_write(self.path / "metrics.jsonl", "".join(rows).encode())
+
+    def save_model(self, module: nn.Module, **arrays: np.ndarray) -> None:
+        """Write the module's tensors to model.safetensors and each array to its own file."""
+        save_tensors(self.path / "model.safetensors", dict(module.state_dict()))
+        for name, array in arrays.items():
+            save_tensors(self.path / f"{name}.safetensors", {name: torch.from_numpy(array)})
+
+    def load_model(self, module: nn.Module) -> None:
+        """Fill the module from model.safetensors, strictly."""
+        file = self.path / "model.safetensors"
+        if not file.is_file():
+            raise UserError(
+                f"{self.path} has no model.safetensors: the run was not finished; modicum pretrain --resume it"
+            )
+        fill(module, load_tensors(file)[0], file)
+
+    def array(self, name: str) -> np.ndarray | None:
+        """An array saved beside the model, or None."""
+        file = self.path / f"{name}.safetensors"
+        return load_tensors(file)[0][name].numpy() if file.is_file() else None
+
+    def save_state(self, step: int, objective: nn.Module, optimizer: torch.optim.Optimizer, keep: int = 2) -> None:
+        """Write state/STEP.safetensors, from which training continues bit-identically; the `keep` newest stay."""
+        tensors = {f"model{SEPARATOR}{k}": v for k, v in objective.state_dict().items()}
+        for i, slots in optimizer.state_dict()["state"].items():
+            tensors |= {f"optim{SEPARATOR}{i}{SEPARATOR}{k}": torch.as_tensor(v) for k, v in slots.items()}
+        folder = self.path / "state"
+        save_tensors(folder / f"{step:09d}.safetensors", tensors, {"step": str(step)})
+        for old in self._states()[:-keep]:
+            old.unlink()
+
+    def _states(self) -> list[Path]:
+        return sorted(p for p in (self.path / "state").glob("*.safetensors") if p.stem.isdecimal())
+
+    def load_state(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Continue from the newest state that reads: fills both and returns its step, or 0 where nothing was saved."""
+        for part in (self.path / "state").glob(".tmp-*"):  # what a killed write left
+            part.unlink()
+        for file in reversed(self._states()):
+            try:
+                tensors, metadata = load_tensors(file)
+            except UserError as error:
+                warnings.warn(f"{error}; taking the state before it", Warned, stacklevel=2)
+                continue
+            model = {k.split(SEPARATOR)[1]: v for k, v in tensors.items() if k.startswith("model")}
+            fill(objective, model, file)
+            _fill_optimizer(optimizer, {k: v for k, v in tensors.items() if k.startswith("optim")})
+            return int(metadata["step"])
+        return 0
+
+
+def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Copy saved slots into the optimizer with the memory format of its parameters, on which rounding depends."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, value in tensors.items():
+        _, i, slot = key.split(SEPARATOR)
+        like = parameters[int(i)]
+        if value.shape == like.shape:
+            value = torch.empty_like(like).copy_(value)
+        optimizer.state[like][slot] = value
+
+
+def _checksum(spec: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors to a safetensors file, whole or not at all."""
+    plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
+    with saving(path), atomic_path(path) as temporary:
+        save_file(plain, temporary, metadata)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and metadata of a safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} does not read as safetensors: {error}") from None
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
+    """Load tensors into a module; every name and shape must match."""
+    wanted = module.state_dict()
+    wrong = sorted(wanted.keys() ^ tensors.keys())
+    wrong += [k for k in wanted.keys() & tensors.keys() if wanted[k].shape != tensors[k].shape]
+    if wrong:
+        raise UserError(f"{file} does not fit the run's spec: {', '.join(wrong[:5])} differ; the folder mixes two runs")
+    module.load_state_dict(tensors)
+
+
+def command() -> str:
+    """The command line of this process, as the user typed it."""
+    return " ".join(["modicum", *sys.argv[1:]]) if Path(sys.argv[0]).name == "modicum" else "python API"

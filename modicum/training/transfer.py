@@ -1,0 +1,184 @@
+"""From an encoder and few labels to a predictor: the methods, their trials, and their choice on validation rows."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from modicum.core import seeds
+from modicum.core.errors import UserError, unknown
+from modicum.core.types import Source
+from modicum.nn.encoder import Encoder
+from modicum.objectives.supervised import Supervised, fold_scaling
+from modicum.training.apply import embed, over
+from modicum.training.batches import Batches
+from modicum.training.fit import fit
+from modicum.training.optim import adamw, cosine, groups
+
+RATES = {"scratch": (1e-3, 2e-3, 4e-3, 8e-3), "tuned": (1e-4, 3e-4, 1e-3, 3e-3)}
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Four trials each, for every contestant, the baselines included."""
+
+METHODS = {
+    "scratch": "train the whole network from random weights",
+    "probe": "freeze the encoder; a linear model on its features",
+    "top:K": "probe, then train the top K layers and the head; the layers below keep their bits",
+    "lp-ft": "probe, then train everything from there at a lower rate for lower layers (Kumar et al. 2022)",
+    "full": "train everything, the head from zero",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labelled rows of a source: targets (n,) of `kind` "classes" (`outputs` of them) or "numbers", for `source` rows."""
+
+    source: Source
+    target: np.ndarray
+    kind: str
+    outputs: int
+    steps: int = 200
+    batch: int = 128
+    views: dict[str, Any] | None = None
+    device: torch.device = torch.device("cpu")
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained predictor and the setting that was chosen for it."""
+
+    objective: Supervised
+    setting: str
+
+
+def check_method(method: str, encoder: Encoder | None = None) -> str:
+    """The method, if it is one (and its K within the encoder's layers)."""
+    if method.startswith("top:") and method[4:].isdecimal():
+        count = len(encoder.layers()) if encoder else int(method[4:])
+        if not 1 <= int(method[4:]) <= count:
+            raise UserError(
+                f"--method {method}: K must be 1 to {count}, the encoder's layers ({', '.join(encoder.layers()) if encoder else ''})"
+            )
+        return method
+    if method not in METHODS or method == "top:K":
+        raise unknown("method", method, METHODS)
+    return method
+
+
+def train(encoder: Encoder, method: str, task: Task, rows: np.ndarray, choose: tuple[np.ndarray, np.ndarray]) -> Fitted:
+    """Choose a setting by fitting on `choose[0]` and scoring on `choose[1]`, then refit on all `rows` with it."""
+    trials = PENALTIES if method == "probe" else RATES["scratch" if method in ("scratch", "full") else "tuned"]
+    fit_rows, held = choose
+    scores = [mistake(_once(encoder, method, task, fit_rows, s), task, held) for s in trials]
+    best = trials[int(np.argmin(scores))]
+    name = "C" if method == "probe" else "rate"
+    return Fitted(
+        _once(encoder, method, task, rows, best),
+        f"{name}={best:g}" + ("" if method == "probe" else f", {task.steps} steps"),
+    )
+
+
+def mistake(objective: Supervised, task: Task, rows: np.ndarray) -> float:
+    """What is minimised on validation rows: the Brier score of the probabilities, or the squared error."""
+    out = over(objective, objective.predict, task.source, rows)
+    if task.kind == "classes":
+        return float(((out - np.eye(task.outputs)[task.target[rows]]) ** 2).sum(1).mean())
+    return float(((out - task.target[rows]) ** 2).mean())
+
+
+def _once(encoder: Encoder, method: str, task: Task, rows: np.ndarray, setting: float) -> Supervised:
+    """One training of one method at one setting."""
+    tower = fresh(encoder, task.seed) if method == "scratch" else copy.deepcopy(encoder)
+    numbers = task.kind == "numbers"
+    shift, scale = (float(task.target[rows].mean()), float(task.target[rows].std()) or 1.0) if numbers else (0.0, 1.0)
+    with seeds.forked(task.seed, "head"):
+        objective = Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views).to(task.device)
+    if method == "probe":
+        linear_head(objective, task, rows, setting)
+    elif method in ("scratch", "full"):
+        _descend(objective, task, rows, setting, decay=1.0, freeze=0)
+    else:
+        layers = len(tower.layers())
+        top = int(method[4:]) if method.startswith("top:") else layers
+        linear_head(objective, task, rows, PENALTIES[1])
+        # The probe was read off the running statistics: batch statistics of few rows would move what it stands on.
+        tower.keep_statistics = True
+        _descend(objective, task, rows, setting, decay=0.8, freeze=layers - top)
+    return objective
+
+
+def fresh(encoder: Encoder, seed: int) -> Encoder:
+    """The same architecture with new random weights."""
+    from modicum.core.spec import build, spec
+
+    with seeds.forked(seed, "scratch"):
+        return build("encoder", spec("encoder", encoder))
+
+
+def _descend(objective: Supervised, task: Task, rows: np.ndarray, rate: float, *, decay: float, freeze: int) -> None:
+    kind = torch.long if task.kind == "classes" else torch.float32
+    target = torch.as_tensor(task.target[rows], dtype=kind)
+    batches = Batches(task.source, rows, batch=task.batch, seed=task.seed, extra={"target": target})
+    optimizer = adamw(groups(objective, lr=rate, weight_decay=0.05, decay=decay, freeze=freeze))
+    for _ in fit(
+        objective, batches, optimizer, steps=task.steps, seed=task.seed, schedule=cosine(task.steps), clip=1.0
+    ):
+        pass
+
+
+def linear_head(objective: Supervised, task: Task, rows: np.ndarray, penalty: float) -> None:
+    """Set the head to the (multinomial) logistic or ridge regression on standardised frozen features.
+
+    `penalty` is scikit-learn's C (its inverse for ridge).
+    """
+    x = embed(objective.encoder, task.source, rows).astype(np.float64)
+    mean, std = x.mean(0), x.std(0)
+    std[std < 1e-6 * max(1e-12, float(std.max()))] = 1.0
+    x, y = (x - mean) / std, task.target[rows]
+    if task.kind == "classes":
+        weight, bias = logistic(x, y, task.outputs, penalty)
+    else:
+        ridge = Ridge(alpha=1 / penalty).fit(x, (y - objective.shift) / objective.scale)
+        weight, bias = ridge.coef_[None], np.atleast_1d(ridge.intercept_)
+    tensors = [torch.as_tensor(a, dtype=torch.float64) for a in (weight, bias, mean, std)]
+    folded = fold_scaling(*tensors)
+    with torch.no_grad():
+        objective.head.weight.copy_(folded[0])
+        objective.head.bias.copy_(folded[1])
+
+
+def logistic(x: np.ndarray, y: np.ndarray, outputs: int, c: float) -> tuple[np.ndarray, np.ndarray]:
+    """Multinomial logistic regression (outputs, p), (outputs,); a class without rows gets a very low bias."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 500 iterations are near enough for a probe
+        model = LogisticRegression(C=c, max_iter=500).fit(x, y)
+    weight, bias = np.zeros((outputs, x.shape[1])), np.full(outputs, -30.0)
+    if len(model.classes_) == 2:
+        weight[model.classes_] = np.concatenate([-model.coef_, model.coef_]) / 2
+        bias[model.classes_] = np.concatenate([-model.intercept_, model.intercept_]) / 2
+    else:
+        weight[model.classes_], bias[model.classes_] = model.coef_, model.intercept_
+    return weight, bias
+
+
+def predictions(
+    predict: Callable[[np.ndarray], np.ndarray], task: Task, rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions for rows, and each row's score: 1 where right, or 1 - squared error / variance (its mean is R²)."""
+    out = predict(rows)
+    true = task.target[rows]
+    if task.kind == "classes":
+        return out, (out.argmax(1) == true).astype(np.float64)
+    return out, 1 - (out - true) ** 2 / max(float(true.var()), 1e-12)
+
+
+def with_seed(task: Task, seed: int) -> Task:
+    return replace(task, seed=seed)
