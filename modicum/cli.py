@@ -138,7 +138,8 @@ def summary(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
 
 def contest_table(results: dict[str, Any]) -> Table:
     """The contestants, best first."""
-    title = f"{results['score']} on {results['test_rows']:,} test rows, {results['labels']:,} labels, {results['seeds']} repeats"
+    counts = f"{results['test_rows']:,} test rows, {results['labels']:,} labels, {results['seeds']} repeats"
+    title = f"{results['score']} on {counts}"
     out = Table(
         title=title,
         caption=f"{results['verdict']}\n{results['protocol']}",
@@ -186,10 +187,11 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
-for _name, _function in {
+VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo, "pretrain": pretrain, "finetune": finetune, "predict": predict, "embed": embed,
     "reconstruct": reconstruct, "report": report, "list": listing,
-}.items():  # fmt: skip
+}  # fmt: skip
+for _name, _function in VERBS.items():
     verb(_name, _function)
 
 

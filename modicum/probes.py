@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from modicum.core import seeds
+from modicum.core.types import Source
+from modicum.datasets.data import Labels
+from modicum.nn.encoder import Encoder
+from modicum.training.apply import embed
+
 
 def knn(bank: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int = 20, temperature: float = 0.07) -> np.ndarray:
     """Weighted k-nearest-neighbour classes (n,) of `query` (n, d) by cosine similarity (Wu et al. 2018).
@@ -28,7 +34,28 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def neighbours(x: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
-    """The k rows of x (n, d) nearest to each row x[query] by cosine similarity, nearest first, itself left out: (q, k)."""
+    """The k rows of x (n, d) nearest to each row x[query] by cosine, nearest first, without itself: (q, k)."""
     near = unit(x)[query] @ unit(x).T
     near[np.arange(len(query)), query] = -np.inf
     return np.argsort(-near, axis=1, kind="stable")[:, :k]
+
+
+class Probe:
+    """The online probe: k-NN accuracy of labelled training rows among other labelled training rows, never test rows.
+
+    At most 4,000 rows are searched for 1,000 others; nothing where rows have no classes.
+    """
+
+    def __init__(self, encoder: Encoder, source: Source, train: np.ndarray, labels: Labels | None) -> None:
+        self.encoder, self.source, self.labels = encoder, source, labels
+        self.bank = self.query = np.empty(0, int)
+        if labels is not None and labels.kind == "classes":
+            known = seeds.numpy(0, "probe").permutation(train[labels.known[train]])[:5000]
+            self.bank, self.query = np.split(known, [int(0.8 * len(known))])
+
+    def __call__(self) -> dict[str, float]:
+        if self.labels is None or not len(self.query) or not len(self.bank):
+            return {}
+        bank, query = (embed(self.encoder, self.source, index) for index in (self.bank, self.query))
+        found = knn(bank, self.labels.values[self.bank], query)
+        return {"knn": float((found == self.labels.values[self.query]).mean())}

@@ -22,9 +22,9 @@ Layers = dict[str, list[nn.Module | nn.Parameter]]
 
 
 class Edges(NamedTuple):
-    """Directed edges over the flattened b*t tokens: `index` (2, E) long, `x` (E, d) or None."""
+    """Directed edges over the flattened b*t tokens: `ends` (2, E) long, `x` (E, d) or None."""
 
-    index: Tensor
+    ends: Tensor
     x: Tensor | None = None
 
 
@@ -148,7 +148,7 @@ class Input(ABC):
 
 
 class Packed(NamedTuple):
-    """Raw data made ready for an `Input`: `keep` are the raw rows it holds, `bad` those skipped, `hashes` (n,) uint64."""
+    """Raw data ready for an `Input`: `keep` are the raw rows it holds, `bad` those skipped, `hashes` (n,) uint64."""
 
     source: Source
     keep: np.ndarray
@@ -163,7 +163,7 @@ class Trunk(nn.Module, ABC):
     keep, causal, padding, edges, any_length, stack, pad_width.
     """
 
-    can: ClassVar[frozenset[str]] = frozenset()
+    can: frozenset[str] = frozenset()
     dim: int
     grid: tuple[int, ...]
     dim_out: int

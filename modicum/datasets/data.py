@@ -23,7 +23,7 @@ LABELS = ("label", "class", "target", "y")
 
 @dataclass
 class Labels:
-    """Targets of rows: `kind` "classes" with codes (-1 = unlabelled) into `classes`, or "numbers" (NaN = unlabelled)."""
+    """Targets of rows: `kind` "classes" with codes into `classes` (-1 unlabelled), or "numbers" (NaN unlabelled)."""
 
     kind: str
     values: np.ndarray
@@ -100,7 +100,8 @@ class Data:
         found.sort(key=lambda v: (0, int(v), v) if v.isdecimal() else (1, 0, v))
         if classes is not None and (new := [v for v in found if v not in classes]):
             raise UserError(
-                f"{self.name} has the class(es) {', '.join(new[:10])}, never seen in training; known: {', '.join(classes)}"
+                f"{self.name} has the class(es) {', '.join(new[:10])}, never seen in training; "
+                f"known: {', '.join(classes)}"
             )
         known = list(classes) if classes is not None else found
         codes = pc.fill_null(pc.index_in(text, value_set=pa.array(known, pa.string())), -1)

@@ -3,9 +3,9 @@
 A table of per-row scores, seeds x rows, has a two-way random-effects model: score = mean + seed + row + noise, and the
 mean has variance  V = seed/S + row/n + noise/(S n).  Owen's pigeonhole bootstrap (2007), which resamples seeds and rows
 at once, estimates that V; with five seeds its percentiles are far too narrow, as nothing in them knows that a variance
-was learned from five numbers. So V is taken in closed form from the mean squares of the analysis of variance and each
-part gets the Student t of its own degrees of freedom (Cochran's weights, which never under-cover two normal parts:
-Mickey & Brown 1966). Satterthwaite's single t (1946) under-covers down to 87 % with two seeds.
+was learned from five numbers. So V is taken in closed form from the mean squares of the analysis of variance, and each
+part gets Student's t of its own degrees of freedom: the squared half-width is the sum of t² x part (Banerjee 1960),
+which never under-covers two independent normal parts. One t by Satterthwaite (1946) does: 87 % with two seeds.
 `tests/test_intervals.py` holds the coverage.
 
 Scores are oriented by the caller: for `gain` to mean better, higher must be better (give losses with a minus sign).
@@ -196,7 +196,7 @@ def difference_bounds(squares: MeanSquares, seeds: int, rows: int, level: float,
 
 
 def _half_squared(squares: MeanSquares, seeds: int, rows: int, level: float) -> Any:
-    """Cochran's squared half-width: t²(S-1) on what the seeds' means show, t²(n-1) on what rows share across seeds.
+    """Banerjee's squared half-width: t²(S-1) on what the seeds' means show, t²(n-1) on what rows share across seeds.
 
     The seeds' mean square already holds the noise, and is not truncated from below at it: truncation over-covers where
     seeds do not differ. Only the shared row part, which cannot be negative, is truncated.

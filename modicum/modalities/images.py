@@ -27,6 +27,8 @@ class Pixels(Embed):
     def __init__(self, size: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.dim, self.grid, self.size = channels, (size, size), size
+        self.scale: Tensor
+        self.shift: Tensor
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)), persistent=False)
         self.register_buffer("shift", -torch.tensor(mean) / torch.tensor(std), persistent=False)
 
@@ -57,7 +59,7 @@ class Paint(Unembed):
 
 
 class Augment:
-    """Random crop (area share, then resized to `size`), horizontal flip, brightness/contrast, for a whole batch at once.
+    """Random crop (area share, resized to `size`), horizontal flip, brightness/contrast, for a whole batch at once.
 
     Crop and flip are one linear map a side, image -> Ay · image · Axᵀ with antialiased triangle filters as in
     Pillow's bilinear resize, so that a batch is two batched matrix products; float32 output in 0..255.
@@ -141,7 +143,7 @@ class Images(Input):
         return Paint(self.embed())
 
     def views(self, **options: Any) -> Augment:
-        """`crop`: area range; `flip`: probability; `intensity`: brightness and contrast range; `ratio`: aspect range."""
+        """`crop`: area range; `flip`: probability; `intensity`: brightness and contrast; `ratio`: aspect range."""
         defaults: dict[str, Any] = {"crop": (0.3, 1.0), "flip": 0.5, "intensity": 0.4, "ratio": 4 / 3}
         for key in options:
             if key not in defaults:
@@ -189,6 +191,11 @@ class Images(Input):
 
     def flat(self, batch: Batch) -> np.ndarray:
         return (centre(batch["image"], self.size).flatten(1).float() / 255).numpy()
+
+    def beside(self, before: Batch, after: Batch) -> list[Image.Image]:
+        """Pictures of every row with its reconstruction at its right."""
+        both = torch.cat([centre(before["image"], self.size), after["image"]], 2).numpy()
+        return [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in both]
 
     def show(self, batch: Batch) -> list[dict[str, str]]:
         out = []

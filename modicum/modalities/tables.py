@@ -26,6 +26,9 @@ class Columns(Embed):
     def __init__(self, table: Tables) -> None:
         super().__init__()
         self.dim, self.grid = table.width, (len(table.numeric) + len(table.categorical),)
+        self.mean: Tensor
+        self.std: Tensor
+        self.offset: Tensor
         stats = torch.tensor([(mean, std) for _, mean, std in table.numeric], dtype=torch.float32).view(-1, 2)
         self.register_buffer("mean", stats[:, 0].clone(), persistent=False)
         self.register_buffer("std", stats[:, 1].clone(), persistent=False)
@@ -88,7 +91,7 @@ class Cells(Unembed):
 
 
 class Resample:
-    """SCARF's corruption (Bahri et al. 2022): a share `corrupt` of cells is drawn anew from the column's batch values."""
+    """SCARF's corruption (Bahri et al. 2022): a share `corrupt` of cells is drawn anew from its column in the batch."""
 
     def __init__(self, corrupt: float) -> None:
         if not 0 <= corrupt < 1:
@@ -192,8 +195,8 @@ class Tables(Input):
                 values = sorted(v for v in pc.unique(strings(column)).to_pylist() if v is not None)
                 if len(values) > max(100, len(index) // 2):
                     raise UserError(
-                        f"column '{name}' has {len(values)} different texts in {len(index)} rows: it looks like an id or "
-                        "free text; drop it from the table"
+                        f"column '{name}' has {len(values)} different texts in {len(index)} rows: it looks like an "
+                        "id or free text; drop it from the table"
                     )
                 categorical.append((name, tuple(values)))
         return cls(tuple(numeric), tuple(categorical))
@@ -235,8 +238,10 @@ class Tables(Input):
         names = [["(missing)", "(unseen)", *values] for _, values in self.categorical]
         out = []
         for number, code in zip(batch["numeric"].tolist(), batch["categorical"].tolist(), strict=True):
-            cells = [f"{n}={v:.4g}" for (n, *_), v in zip(self.numeric, number, strict=True)]
-            cells += [f"{n}={names[j][c]}" for j, ((n, _), c) in enumerate(zip(self.categorical, code, strict=True))]
+            cells: list[str] = [f"{n}={v:.4g}" for (n, *_), v in zip(self.numeric, number, strict=True)]
+            cells += [
+                f"{name}={names[j][c]}" for j, ((name, _), c) in enumerate(zip(self.categorical, code, strict=True))
+            ]
             out.append({"text": ", ".join(cells)})
         return out
 

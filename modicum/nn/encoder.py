@@ -110,7 +110,7 @@ class Encoder(nn.Module):
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Encoder:
-        """Training mode, except for frozen layers, and for BatchNorm where `keep_statistics`, which stay in evaluation."""
+        """Training mode, but for frozen layers, and BatchNorm where `keep_statistics`: they stay in evaluation."""
         super().train(mode)
         if self.keep_statistics:
             for module in self.modules():

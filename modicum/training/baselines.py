@@ -73,8 +73,8 @@ def train(
     """
     task = plain.task
     settings, make = _grid(task.kind, task.seed)[name]
-    best = settings[0]
-    if len(settings) > 1:
+    best = settings[min(1, len(settings) - 1)]
+    if len(settings) > 1 and len(choose[1]):
         fit_rows, held = choose
         x, held_x = plain.features(fit_rows), plain.features(held)
         scaled = {s: _gamma(s, x) for s in settings}

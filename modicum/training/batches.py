@@ -11,7 +11,7 @@ from modicum.core.types import Batch, Source
 
 
 class Batches:
-    """`batches(step)`: `batch` rows of `source` out of `index`, every row once an epoch in an order drawn from the seed.
+    """`batches(step)`: `batch` rows of `source` out of `index`, each once an epoch in an order drawn from the seed.
 
     The rows that do not fill a last batch are left to the next epoch's draw. `extra` are arrays aligned with
     `index` (targets), added to the batch by name.

@@ -79,7 +79,7 @@ def interval(a: Contestant, b: Contestant | None, plan: Plan) -> Interval:
         scores = np.stack(a.scores)
         return crossed(scores) if b is None else paired(scores, np.stack(b.scores))
     values = [float(s.mean() - (0 if b is None else t.mean())) for s, t in zip(a.scores, (b or a).scores, strict=True)]
-    return repeated(values, len(plan.repeats[0].given), len(plan.repeats[0].test))
+    return repeated(values, len(plan.repeats[0].pool), len(plan.repeats[0].test))
 
 
 def table(contestants: list[Contestant], reference: Contestant, plan: Plan) -> list[dict[str, Any]]:

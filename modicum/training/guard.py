@@ -22,16 +22,16 @@ def check(row: dict[str, Any], steps: int) -> None:
     step = row["step"]
     if not math.isfinite(row["loss"]):
         raise Diverged(
-            f"the loss is {row['loss']} at step {step} (rate {row['lr']:.2g}). Most likely the learning rate is too high: "
-            f"try --lr {row['lr'] / 10:.1g}; else look for extreme values in the data"
+            f"the loss is {row['loss']} at step {step} (rate {row['lr']:.2g}). Most likely the learning rate is too "
+            f"high: try --lr {row['lr'] / 10:.1g}; else look for extreme values in the data"
         )
     if step < steps / 10 or "spread" not in row:
         return
     if row["spread"] < 1e-3 or not math.isfinite(row["spread"]):
         raise Diverged(
-            f"the embeddings collapsed at step {step}: every row maps to nearly the same vector (spread {row['spread']:.2g}, "
-            f"rank {row['rank']:.2f}). Lower --lr, weaken the views (a crop that leaves too little to tell rows apart), or "
-            "raise the batch"
+            f"the embeddings collapsed at step {step}: every row maps to nearly the same vector (spread "
+            f"{row['spread']:.2g}, rank {row['rank']:.2f}). Lower --lr, weaken the views (a crop that leaves too "
+            "little to tell rows apart), or raise the batch"
         )
     if row["rank"] < 1.5 and step >= steps / 4:
         warnings.warn(

@@ -48,7 +48,11 @@ def codes(data: Data, column: str | None) -> np.ndarray | None:
 def marked(data: Data, column: str | None) -> splits.Split | None:
     """The split of a column that says train or test; the column `split` is used unasked."""
     found = data.column(column, default=["split"], what="split column")
-    return None if found is None else splits.by_column(found.to_pylist())
+    if found is None:
+        return None
+    part = splits.by_column(found.to_pylist())
+    # Settings are chosen on a part of the given labels, drawn anew in every repeat: rows marked valid are given ones.
+    return replace(part, train=np.union1d(part.train, part.valid))
 
 
 def for_pretraining(
@@ -126,8 +130,9 @@ def for_measuring(
     if fixed is None and old[known].any():
         if old[known].all():
             raise UserError(
-                f"pre-training saw every labelled row of {data.name}, so none can test it: give --test PATH or --split COLUMN, "
-                "or pre-train again with the labels named (a fifth is then held out), or accept it with --transductive"
+                f"pre-training saw every labelled row of {data.name}, so none can test it: give --test PATH or --split "
+                "COLUMN, or pre-train again with the labels named (a fifth is then held out), or accept it with "
+                "--transductive"
             )
         fixed = splits.Split(known[old[known]], known[~old[known]], np.empty(0, int))
         where = "the rows held out in pre-training"
@@ -143,7 +148,8 @@ def for_measuring(
         )
     repeats = [_repeat(labels, groups, pool, test, ask, s) for s in range(ask.repeats)]
     words = f"{ask.repeats} repeats ({_drawn(ask)}), all tested on {where}: {len(test):,}."
-    return Plan(repeats, True, f"{words} Intervals cover labelled subset, seed and test rows.{suffix}")
+    drawn = "labelled subset, seed" if ask.per_class or ask.total else "seed"
+    return Plan(repeats, True, f"{words} Intervals cover {drawn} and test rows.{suffix}")
 
 
 def _unseen(test: np.ndarray, old: np.ndarray, ask: Ask) -> np.ndarray:
@@ -151,8 +157,8 @@ def _unseen(test: np.ndarray, old: np.ndarray, ask: Ask) -> np.ndarray:
     clash = int(old[test].sum())
     if clash > max(1, 0.05 * len(test)):
         raise UserError(
-            f"{clash} of {len(test)} test rows were seen in pre-training: pre-train again without them (--test or --split "
-            "there), or accept it with --transductive"
+            f"{clash} of {len(test)} test rows were seen in pre-training: pre-train again without them (--test or "
+            "--split there), or accept it with --transductive"
         )
     if clash:
         words = f"{clash} test row(s) equal to a row seen in pre-training are left out of the test"
@@ -174,7 +180,7 @@ def _splits(labels: Labels, groups: np.ndarray | None, known: np.ndarray, ask: A
 def _drawn(ask: Ask) -> str:
     if ask.per_class:
         return f"each with its own {ask.per_class} labels a class and seed"
-    return f"each with its own {ask.total} labels and seed" if ask.total else "all given labels, each with its own seed"
+    return f"each with its own {ask.total} labels and seed" if ask.total else "all given labels, each a new seed"
 
 
 def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: np.ndarray, ask: Ask, s: int) -> Repeat:
@@ -188,7 +194,10 @@ def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: n
 
 
 def choose(labels: Labels, groups: np.ndarray | None, given: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The given rows divided for choosing settings: (fit, validation)."""
+    """The given rows divided for choosing settings: (fit, validation); no validation where no class has two."""
+    values = labels.values[given]
+    if labels.kind == "classes" and np.bincount(values).max() < 2:
+        return given, given[:0]
     own = None if groups is None else groups[given]
     fit, held = splits.validation(labels.values[given], own, kind=labels.kind, seed=seed)
     return given[fit], given[held]

@@ -1,4 +1,4 @@
-"""A run is a folder: spec.json, model.safetensors, metrics.jsonl, state/; JSON and safetensors only, written atomically."""
+"""A run is a folder: spec.json, model.safetensors, metrics.jsonl, state/; JSON and safetensors, written atomically."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Task:
-    """Labelled rows of a source: targets (n,) of `kind` "classes" (`outputs` of them) or "numbers", for `source` rows."""
+    """Targets (n,) of a source's rows, of `kind` "classes" (`outputs` of them) or "numbers", and how to train."""
 
     source: Source
     target: np.ndarray
@@ -47,7 +47,7 @@ class Task:
     steps: int = 200
     batch: int = 128
     views: dict[str, Any] | None = None
-    device: torch.device = torch.device("cpu")
+    device: torch.device | str = "cpu"
     seed: int = 0
 
 
@@ -59,13 +59,13 @@ class Fitted:
     setting: str
 
 
-def check_method(method: str, encoder: Encoder | None = None) -> str:
+def check_method(method: str, encoder: Encoder) -> str:
     """The method, if it is one (and its K within the encoder's layers)."""
     if method.startswith("top:") and method[4:].isdecimal():
-        count = len(encoder.layers()) if encoder else int(method[4:])
-        if not 1 <= int(method[4:]) <= count:
+        layers = list(encoder.layers())
+        if not 1 <= int(method[4:]) <= len(layers):
             raise UserError(
-                f"--method {method}: K must be 1 to {count}, the encoder's layers ({', '.join(encoder.layers()) if encoder else ''})"
+                f"--method {method}: K must be 1 to {len(layers)}, the encoder's layers ({', '.join(layers)})"
             )
         return method
     if method not in METHODS or method == "top:K":
@@ -74,11 +74,16 @@ def check_method(method: str, encoder: Encoder | None = None) -> str:
 
 
 def train(encoder: Encoder, method: str, task: Task, rows: np.ndarray, choose: tuple[np.ndarray, np.ndarray]) -> Fitted:
-    """Choose a setting by fitting on `choose[0]` and scoring on `choose[1]`, then refit on all `rows` with it."""
+    """Choose a setting by fitting on `choose[0]` and scoring on `choose[1]`, then refit on all `rows` with it.
+
+    Where there is nothing to choose on (one label a class), the second setting is taken.
+    """
     trials = PENALTIES if method == "probe" else RATES["scratch" if method in ("scratch", "full") else "tuned"]
     fit_rows, held = choose
-    scores = [mistake(_once(encoder, method, task, fit_rows, s), task, held) for s in trials]
-    best = trials[int(np.argmin(scores))]
+    best = trials[1]
+    if len(held):
+        scores = [mistake(_once(encoder, method, task, fit_rows, s), task, held) for s in trials]
+        best = trials[int(np.argmin(scores))]
     name = "C" if method == "probe" else "rate"
     return Fitted(
         _once(encoder, method, task, rows, best),

@@ -22,13 +22,20 @@ from modicum.datasets.data import Data, Labels
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def at_least(least: int, **options: int | None) -> None:
+    """Refuse options below `least`, by name."""
+    for name, value in options.items():
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value}: wanted at least {least}")
+
+
 def say(text: str) -> None:
     """Tell the user, on stderr."""
     console.print(text, markup=False)
 
 
 def choose_device(name: str) -> torch.device:
-    """auto is cuda where there is one; on CUDA, deterministic algorithms are switched on so that runs resume exactly."""
+    """auto is cuda where there is one, with deterministic algorithms switched on so that runs resume exactly."""
     if name not in ("auto", "cpu", "cuda"):
         raise unknown("device", name, ["auto", "cpu", "cuda"])
     if name == "cuda" and not torch.cuda.is_available():
@@ -125,7 +132,7 @@ def heard() -> Iterator[list[str]]:
         found.append(str(message))
         show(message, *rest, **more)
 
-    warnings.showwarning = note  # type: ignore[assignment]
+    warnings.showwarning = note
     try:
         yield found
     finally:

@@ -25,7 +25,7 @@ from modicum.training.rows import Ask, choose, for_measuring, marked, special_co
 from modicum.training.run import Run, command
 from modicum.training.splits import Split
 from modicum.training.transfer import Task, check_method, with_seed
-from modicum.verbs._common import bar, card, choose_device, heard, pack, say
+from modicum.verbs._common import at_least, bar, card, choose_device, heard, pack, say
 
 
 def finetune(
@@ -57,19 +57,15 @@ def finetune(
     """
     if labels_per_class is not None and labels is not None:
         raise UserError("give --labels-per-class or --labels, not both")
-    for name, value in (("labels-per-class", labels_per_class), ("labels", labels), ("steps", steps), ("size", size)):
-        if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: wanted at least 1")
-    if seeds < 2:
-        raise UserError(f"--seeds {seeds}: an interval over seeds needs at least 2")
+    at_least(1, labels_per_class=labels_per_class, labels=labels, steps=steps, size=size)
+    at_least(2, seeds=seeds)
     where = choose_device(device)
     with heard() as warned:
         opened = open_data(data)
         target = opened.labels(label)
         if target is None:
-            raise UserError(
-                f"{opened.name} has no label column: name it with --label; columns: {', '.join(opened.table.column_names)}"
-            )
+            columns = ", ".join(opened.table.column_names)
+            raise UserError(f"{opened.name} has no label column: name it with --label; columns: {columns}")
         encoder, seen, parent = _encoder(run, opened, target, label, group, split, size)
         if parent is None and method not in (None, "scratch"):
             raise UserError(
@@ -89,8 +85,8 @@ def finetune(
         contestants = _contestants(encoder.to(where), method, parent, task)
         first = plan.repeats[0]
         say(
-            f"finetune on {len(first.given):,} labelled rows, {len(plan.repeats)} repeats, {len(first.test):,} test rows: "
-            f"{', '.join(c.name for c in contestants)} -> {made.path}"
+            f"finetune on {len(first.given):,} labelled rows, {len(plan.repeats)} repeats, {len(first.test):,} test "
+            f"rows: {', '.join(c.name for c in contestants)} -> {made.path}"
         )
         with bar(len(plan.repeats) * len(contestants), "finetune", "fits") as shown:
             for done, (_, name) in enumerate(hold(contestants, plan, task), 1):
@@ -112,9 +108,8 @@ def _encoder(
         return model.encoder, model.run.array("seen"), model.run
     parsed = parse(str(run), "encoder")
     if parsed.get("name") not in names("trunk"):
-        raise UserError(
-            f"'{run}' is no folder of a run, and as an encoder: {unknown('trunk', str(parsed.get('name')), names('trunk'))}"
-        )
+        problem = unknown("encoder", str(parsed.get("name")), names("trunk"))
+        raise UserError(f"'{run}' is no folder of a run, and as a spec: {problem}")
     by_column = marked(data, split)
     usable = np.arange(len(data)) if by_column is None else by_column.train
     fitted = data.modality.infer(data.raw, usable, size=size, exclude=special_columns(data, label, group, split))
@@ -181,9 +176,10 @@ def _finish(
     """Write the results, ship one predictor, and render the report."""
     reference, chosen = contestants[0], next(c for c in contestants if c.name == method)
     rows = table(contestants, reference, plan)
+    given, tested = len(plan.repeats[0].given), len(plan.repeats[0].test)
     results: dict[str, Any] = {
-        "score": "accuracy" if task.kind == "classes" else "R2", "higher_is_better": True, "labels": len(plan.repeats[0].given),
-        "seeds": len(plan.repeats), "test_rows": len(plan.repeats[0].test), "protocol": plan.protocol,
+        "score": "accuracy" if task.kind == "classes" else "R2", "higher_is_better": True, "labels": given,
+        "seeds": len(plan.repeats), "test_rows": tested, "protocol": plan.protocol,
         "contestants": rows, "reference": reference.name, "verdict": verdict(rows, method),
     }  # fmt: skip
     truth = [labels.values[r.test] for r in plan.repeats]

@@ -23,9 +23,15 @@ from modicum.verbs._common import choose_device, say
 
 
 def predict(
-    run: str | Path | Run, data: Any, *, output: str | Path, skip_bad: bool = False, seed: int = 0, device: str = "auto",
+    run: str | Path | Run,
+    data: Any,
+    *,
+    output: str | Path,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str = "auto",
     force: bool = False,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """Write a Parquet table: id, predicted, and the probability of every class (`p_CLASS`); returns it too."""
     del seed  # nothing here is random; every verb takes the same arguments
     model, given, packed = _open(run, data, output, skip_bad, device, force)
@@ -40,9 +46,15 @@ def predict(
 
 
 def embed(
-    run: str | Path | Run, data: Any, *, output: str | Path, skip_bad: bool = False, seed: int = 0, device: str = "auto",
+    run: str | Path | Run,
+    data: Any,
+    *,
+    output: str | Path,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str = "auto",
     force: bool = False,
-) -> pa.Table:  # fmt: skip
+) -> pa.Table:
     """Write a Parquet table: id and `embedding`, a list of float32 a row; returns it too."""
     del seed
     model, given, packed = _open(run, data, output, skip_bad, device, force)
@@ -52,10 +64,16 @@ def embed(
 
 
 def reconstruct(
-    run: str | Path | Run, data: Any, *, output: str | Path, skip_bad: bool = False, seed: int = 0, device: str = "auto",
+    run: str | Path | Run,
+    data: Any,
+    *,
+    output: str | Path,
+    skip_bad: bool = False,
+    seed: int = 0,
+    device: str = "auto",
     force: bool = False,
-) -> pa.Table:  # fmt: skip
-    """Write errors.parquet (id, error a row) and, for images, each input beside its reconstruction as PNG into a folder."""
+) -> pa.Table:
+    """Write a folder: errors.parquet (id, error a row) and, for images, each input beside its reconstruction as PNG."""
     del seed
     folder = Path(output)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
