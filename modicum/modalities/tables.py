@@ -202,7 +202,7 @@ class Tables(Input):
         return cls(tuple(numeric), tuple(categorical))
 
     def pack(self, raw: pa.Table, *, skip_bad: bool = False) -> Packed:
-        wanted = [name for name, *_ in (*self.numeric, *self.categorical)]
+        wanted = [str(column[0]) for column in (*self.numeric, *self.categorical)]
         absent = [name for name in wanted if name not in raw.column_names]
         if absent:
             raise UserError(f"the table lacks the column(s) {', '.join(absent)}; it has {', '.join(raw.column_names)}")
