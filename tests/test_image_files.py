@@ -645,7 +645,7 @@ def test_packed_once_and_found_again(data: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(_imagepack, "CHUNK", 4 * 23 * 23 * 3)
     seen: list[tuple[int, int]] = []
     first = pack(raw, size=20, channels=3, progress=lambda done, total: seen.append((done, total)))
-    assert seen == [(min(i + 4, 30), 30) for i in range(0, 30, 4)]
+    assert seen == [(0, 30), *((min(i + 4, 30), 30) for i in range(0, 30, 4))]
     assert isinstance(first.images, np.memmap)
     assert first.images.nbytes == bytes_needed(raw, 20, 3) == 30 * 23 * 23 * 3
     with pytest.raises(ValueError, match="read-only"):

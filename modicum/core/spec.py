@@ -12,7 +12,10 @@ import ast
 import importlib
 import importlib.metadata
 import inspect
+import math
 import pkgutil
+import types
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -38,10 +41,12 @@ def parse(text: str, what: str = "spec") -> Spec:
     if colon and head.isidentifier():
         text = f"{head}({', '.join(_sugar(item, text) for item in tail.split(','))})"
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except SyntaxError as error:
-        raise UserError(f"{what} '{text}' does not read: {error.msg}; wanted a call such as simclr(n=2)") from None
-    return _node(tree, text)
+        return _node(ast.parse(text.strip(), mode="eval").body, text)
+    except UserError:
+        raise
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        reason = getattr(error, "msg", None) or str(error) or "too long"
+        raise UserError(f"{what} '{text[:200]}' does not read: {reason}; wanted a call such as simclr(n=2)") from None
 
 
 def _sugar(item: str, text: str) -> str:
@@ -57,10 +62,9 @@ def _sugar(item: str, text: str) -> str:
 
 def _node(node: ast.expr, text: str) -> Spec:
     match node:
-        case ast.BinOp(op=ast.Add()):
-            return {"sum": _terms(node, text)}
-        case ast.BinOp(op=ast.Mult()):
-            return {"sum": [_term(node, text)]}
+        case ast.BinOp(op=ast.Add() | ast.Mult()):
+            terms = _terms(node, text)
+            return terms[0][1] if len(terms) == 1 and terms[0][0] == 1 else {"sum": terms}
         case ast.Name(id=name):
             return {"name": name, "args": {}}
         case ast.Call(func=ast.Name(id=name), args=given, keywords=keywords):
@@ -68,24 +72,24 @@ def _node(node: ast.expr, text: str) -> Spec:
             for keyword in keywords:
                 if keyword.arg is None:
                     raise UserError(f"spec '{text}': ** is not allowed; write the arguments out")
+                if keyword.arg in args:
+                    raise UserError(f"spec '{text}': argument {keyword.arg} is given twice")
                 args[keyword.arg] = _value(keyword.value, text)
             return {"name": name, "args": args}
     raise UserError(f"spec '{text}': '{ast.unparse(node)}' is not a call with literal arguments (nothing is evaluated)")
 
 
 def _terms(node: ast.expr, text: str) -> list[list[Any]]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
-        return [*_terms(node.left, text), *_terms(node.right, text)]
-    return [_term(node, text)]
-
-
-def _term(node: ast.expr, text: str) -> list[Any]:
-    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mult):
-        weight = node.left.value if isinstance(node.left, ast.Constant) else None
-        if isinstance(weight, int | float) and not isinstance(weight, bool):
-            return [float(weight), _node(node.right, text)]
-        raise UserError(f"spec '{text}': wanted number*part, got '{ast.unparse(node)}'")
-    return [1.0, _node(node, text)]
+    """The weighted parts of a sum, flat: weights of bracketed sums are multiplied in."""
+    match node:
+        case ast.BinOp(op=ast.Add()):
+            return [*_terms(node.left, text), *_terms(node.right, text)]
+        case ast.BinOp(op=ast.Mult()):
+            weight = node.left.value if isinstance(node.left, ast.Constant) else None
+            if isinstance(weight, int | float) and not isinstance(weight, bool) and math.isfinite(weight):
+                return [[weight * w, part] for w, part in _terms(node.right, text)]
+            raise UserError(f"spec '{text}': wanted number*part, got '{ast.unparse(node)}'")
+    return [[1.0, _node(node, text)]]
 
 
 def _value(node: ast.expr, text: str) -> Any:
@@ -93,24 +97,43 @@ def _value(node: ast.expr, text: str) -> Any:
         return _node(node, text)
     try:
         value = ast.literal_eval(node)
-    except ValueError:
+    except (ValueError, TypeError):
+        value = ...
+    if not _is_plain(value):
         raise UserError(
             f"spec '{text}': '{ast.unparse(node)}' is not a literal (nothing is evaluated); "
             "wanted a number, 'text', True, None, a tuple of these, or a part with brackets: name()"
-        ) from None
+        )
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold the value."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) and _is_plain(v) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
 def text_of(spec: Spec) -> str:
     """The spec as it would be written on the command line."""
     if "sum" in spec:
-        return " + ".join(text_of(s) if w == 1 else f"{w:g}*{text_of(s)}" for w, s in spec["sum"])
-    args = ", ".join(f"{k}={text_of(v) if _is_spec(v) else repr(v)}" for k, v in spec["args"].items())
-    return f"{spec['name']}({args})"
+        return " + ".join(
+            text_of(s) if w == 1 else f"{repr(w).removesuffix('.0')}*{text_of(s)}" for w, s in spec["sum"]
+        )
+    values = {k: text_of(v) if _is_spec(v) else repr(v) for k, v in spec["args"].items()}
+    return f"{spec['name']}({', '.join(v if k.isdecimal() else f'{k}={v}' for k, v in values.items())})"
 
 
 def _is_spec(value: Any) -> bool:
-    return isinstance(value, Mapping) and ("sum" in value or {"name", "args"} <= set(value))
+    if not isinstance(value, Mapping):
+        return False
+    if "sum" in value:
+        terms = value["sum"]
+        pairs = isinstance(terms, list | tuple) and all(isinstance(t, list | tuple) and len(t) == 2 for t in terms)
+        return pairs and all(isinstance(w, int | float) and _is_spec(s) for w, s in terms)
+    return isinstance(value.get("name"), str) and isinstance(value.get("args"), Mapping)
 
 
 def names(kind: str) -> list[str]:
@@ -160,6 +183,8 @@ def build(kind: str, spec: Spec | str, **given: Any) -> Any:
     """
     if isinstance(spec, str):
         spec = parse(spec, kind)
+    if not _is_spec(spec):
+        raise UserError(f"no {kind} can be made of {spec!r:.200}; wanted a name and its args")
     if "sum" in spec:
         raise UserError(f"a sum cannot be used as {kind} here: '{text_of(spec)}'")
     cls = part(kind, spec["name"])
@@ -171,6 +196,7 @@ def build(kind: str, spec: Spec | str, **given: Any) -> Any:
             args[key] = maker.call(value) if isinstance(maker, Make) else _nested(key, value)
         else:
             args[key] = _tuples(value)
+    _check(f"{kind} '{spec['name']}'", cls, args)
     for key, value in given.items():
         if key in wanted and key not in args:
             args[key] = value.call(None) if isinstance(value, Make) else value
@@ -184,7 +210,7 @@ def _named(kind: str, spec: Spec, positional: list[str], wanted: Mapping[str, An
     """The arguments by name: positions are resolved against the constructor, unknown names refused."""
     args = {}
     for key, value in spec["args"].items():
-        if key.isdigit():
+        if key.isdecimal():
             if int(key) >= len(positional):
                 raise UserError(f"{kind} '{spec['name']}' takes {len(positional)} arguments: {', '.join(positional)}")
             key = positional[int(key)]
@@ -200,6 +226,28 @@ def _nested(key: str, value: Spec) -> Any:
     if value.get("kind") not in FOLDERS:
         raise UserError(f"argument {key} cannot be the part {text_of(value)} here")
     return build(value["kind"], value)
+
+
+def _check(what: str, cls: type, args: Mapping[str, Any]) -> None:
+    """Refuse arguments that the constructor's annotations do not allow."""
+    hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
+    for key, value in args.items():
+        hint = hints.get(key, Any)
+        if not _fits(value, hint):
+            given = f"a {type(value).__name__}" if kind_of(value) else repr(value)
+            raise UserError(f"{what}: {key} wants {inspect.formatannotation(hint)}, got {given}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, h) for h in inner)
+    if origin in (int, float):
+        return isinstance(value, int if origin is int else int | float) and not isinstance(value, bool)
+    if origin is tuple and inner and isinstance(value, tuple):
+        wanted = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(wanted) and all(map(_fits, value, wanted))
+    return hint is Any or not isinstance(origin, type) or isinstance(value, origin)
 
 
 def _tuples(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -16,6 +16,9 @@ Batch = dict[str, Tensor]
 
 Corrupted = Mapping[str, Any]
 """What `Objective.corrupt` hands to `Objective.forward`."""
+
+Progress = Callable[[int, int, str], None]
+"""Called with rows done, rows in all, and words on what is being made of them; first with 0 done."""
 
 Layers = dict[str, list[nn.Module | nn.Parameter]]
 """Named layers, input -> output: an ordered, complete partition of a module's parameters."""
@@ -118,10 +121,6 @@ class Input(ABC):
         """Rows in memory as raw rows."""
 
     @abstractmethod
-    def cost(self, raw: Any) -> str:
-        """What packing the rows will take, in words."""
-
-    @abstractmethod
     def embed(self) -> Embed: ...
 
     @abstractmethod
@@ -131,7 +130,8 @@ class Input(ABC):
     def views(self, **options: Any) -> Views: ...
 
     @abstractmethod
-    def pack(self, raw: Any, *, skip_bad: bool = False) -> Packed: ...
+    def pack(self, raw: Any, *, skip_bad: bool = False, progress: Progress | None = None) -> Packed:
+        """The rows made ready, from the cache where they were before; `progress` is called where there is work."""
 
     @abstractmethod
     def flat(self, batch: Batch) -> np.ndarray:
@@ -143,7 +143,7 @@ class Input(ABC):
 
     @classmethod
     @abstractmethod
-    def infer(cls, raw: Any, index: np.ndarray, **options: Any) -> Input:
+    def infer(cls, raw: Any, index: np.ndarray, *, progress: Progress | None = None, **options: Any) -> Input:
         """The input spec that fits rows `index` of `raw`: statistics are taken from those rows only."""
 
 

@@ -119,7 +119,7 @@ def pack(
 
     s is `size` when every image is size x size already, else 1.15 times that.
     Arrays that need no change are used in place; small results from arrays stay in memory; everything else is written
-    to the cache, keyed by content, and memory-mapped. `progress(done, total)` is called after each chunk.
+    to the cache, keyed by content, and memory-mapped. `progress(done, total)` is called first with 0 and after each chunk.
     UserError: no images, bad images (all are listed; `skip_bad` leaves them out), values out of range, a cache that
     cannot be written.
     """
@@ -213,6 +213,8 @@ def _decode_all(
     step = max(1, CHUNK // (side * side * channels))
     jobs = (range(at, min(at + step, len(raw))) for at in range(0, len(raw), step))
     keep, hashes, bad, done = [], [], Bad(), 0
+    if progress:
+        progress(0, len(raw))
     for chunk in _in_order(lambda rows: _decoded(raw, rows, side, channels, scale), jobs):
         bad += chunk.bad
         if skip_bad or not bad:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from pathlib import Path
 from typing import Any, final
 
@@ -12,12 +13,14 @@ import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from modicum.core.errors import UserError, unknown
-from modicum.core.types import Batch, Embed, Input, Packed, Tokens, Unembed
+from modicum.core.types import Batch, Embed, Input, Packed, Progress, Tokens, Unembed
 from modicum.modalities._files import TABLES, peek, table_kind
 from modicum.modalities._imagearrays import is_idx
 from modicum.modalities._imagefiles import EXTENSIONS, RawImages, _path_column, as_raw, scan
+from modicum.modalities._imagepack import Packed as PackedImages
 from modicum.modalities._imagepack import bytes_needed, pack, survey
 
 
@@ -62,7 +65,7 @@ class Augment:
     """Random crop (area share, resized to `size`), horizontal flip, brightness/contrast, for a whole batch at once.
 
     Crop and flip are one linear map a side, image -> Ay · image · Axᵀ with antialiased triangle filters as in
-    Pillow's bilinear resize, so that a batch is two batched matrix products; float32 output in 0..255.
+    Pillow's bilinear resize: two sparse products for the whole batch; float32 output in 0..255.
     """
 
     def __init__(self, size: int, crop: tuple[float, float], flip: float, intensity: float, ratio: float) -> None:
@@ -79,17 +82,14 @@ class Augment:
         b, h, w, c = image.shape
         draw = torch.rand(7, b, generator=rng, device=image.device)
         area = self.crop[0] + (self.crop[1] - self.crop[0]) * draw[0]
-        stretch = torch.exp((2 * draw[1] - 1) * float(np.log(self.ratio)) / 2)
+        stretch = torch.exp((2 * draw[1] - 1) * math.log(self.ratio) / 2)
         high, wide = (area.sqrt() * stretch).clamp(max=1) * h, (area.sqrt() / stretch).clamp(max=1) * w
-        rows = triangles(h, self.size, draw[2] * (h - high), high)
         flipped = draw[4] < self.flip
         left = draw[3] * (w - wide)
-        cols = triangles(w, self.size, torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide))
-        x = torch.bmm(rows, image.float().view(b, h, w * c)).view(b, self.size, w, c)
-        if c > 1:
-            x = torch.einsum("bhwc,bvw->bhvc", x, cols)
-        else:
-            x = torch.bmm(x.squeeze(3), cols.transpose(1, 2)).unsqueeze(3)
+        x = resample(image.float().view(b, h, w * c), self.size, draw[2] * (h - high), high)
+        x = x.view(b, self.size, w, c).transpose(1, 2).reshape(b, w, self.size * c)
+        x = resample(x, self.size, torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide))
+        x = x.view(b, self.size, self.size, c).transpose(1, 2)
         if self.intensity:
             gain = 1 + self.intensity * (2 * draw[5] - 1)
             shift = 255 * self.intensity * (draw[6] - 0.5)
@@ -98,16 +98,28 @@ class Augment:
         return {**batch, "image": x}
 
 
-def triangles(n: int, out: int, start: Tensor, length: Tensor) -> Tensor:
-    """Resampling matrices (b, out, n): `out` samples of [start, start + length) of n pixels; length < 0 mirrors.
+def resample(x: Tensor, out: int, start: Tensor, length: Tensor) -> Tensor:
+    """Lines (b, n, m) -> (b, out, m): each the `triangles`-weighted sum of a few of its sample's n lines."""
+    b, n, m = x.shape
+    index, weight = triangles(n, out, start, length)
+    index += n * torch.arange(b, device=x.device).view(b, 1, 1)
+    # embedding_bag is torch's fused gather and weighted sum.
+    bag = F.embedding_bag(index.flatten(0, 1), x.reshape(b * n, m), mode="sum", per_sample_weights=weight.flatten(0, 1))
+    return bag.view(b, out, m)
 
-    Weights fall linearly to 0 over max(1, |length|/out) pixels and sum to 1: Pillow's antialiased bilinear filter.
+
+def triangles(n: int, out: int, start: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+    """`out` samples of [start, start + length) of n pixels: the pixels each takes and their weights (b, out, taps).
+
+    length (b,) < 0 mirrors. Weights fall linearly to 0 over max(1, |length|/out) pixels and sum to 1: Pillow's
+    antialiased bilinear filter. |length| <= n.
     """
     step = (length / out).view(-1, 1, 1)
-    at = start.view(-1, 1, 1) + (torch.arange(out, device=start.device).view(1, -1, 1) + 0.5) * step
-    weight = (at - 0.5 - torch.arange(n, device=start.device)).abs_().div_(step.abs().clamp(min=1))
-    weight = (1 - weight).clamp_(min=0)
-    return weight.div_(weight.sum(2, keepdim=True))
+    at = start.view(-1, 1, 1) + (torch.arange(out, device=start.device).view(1, -1, 1) + 0.5) * step - 0.5
+    reach = step.abs().clamp_(min=1)
+    index = (at - reach).floor_() + torch.arange(1, 1 + math.ceil(2 * max(1, n / out)), device=start.device)
+    weight = (1 - (at - index).abs_().div_(reach)).clamp_(min=0).mul_((index >= 0) & (index < n))
+    return index.clamp_(0, n - 1).long(), weight.div_(weight.sum(2, keepdim=True))
 
 
 class Pictures:
@@ -171,23 +183,29 @@ class Images(Input):
     def as_raw(cls, x: Any) -> RawImages:
         return as_raw(x)
 
-    def cost(self, raw: RawImages) -> str:
-        need = bytes_needed(raw, self.size, self.channels)
-        return f"{need / 1e6:,.1f} MB as {self.size}×{self.size} pixels, {self.channels} channel(s)"
-
     @classmethod
-    def infer(cls, raw: Any, index: np.ndarray, *, size: int | None = None, **_: Any) -> Images:
+    def infer(
+        cls, raw: Any, index: np.ndarray, *, progress: Progress | None = None, size: int | None = None, **_: Any
+    ) -> Images:
         found, channels = survey(raw)
-        some = pack(
-            raw.take(index[:: max(1, len(index) // 2000)]), size=size or found, channels=channels, skip_bad=True
-        )
-        values = np.asarray(some.images, np.float32).reshape(-1, channels) / 255
+        plain = cls(size or found, channels, (0.5,) * channels, (0.25,) * channels)
+        # The same packing serves training from the cache, so no image is decoded twice.
+        made = plain._packed(raw, True, progress)
+        rows = np.flatnonzero(np.isin(made.keep, index))
+        some = rows[:: max(1, len(rows) // 5000)]
+        values = np.asarray(made.images[some], np.float32).reshape(-1, channels) / 255
         mean, std = values.mean(0), values.std(0).clip(1e-3)
-        return cls(size or found, channels, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()))
+        return cls(plain.size, channels, tuple(mean.round(4).tolist()), tuple(std.round(4).tolist()))
 
-    def pack(self, raw: Any, *, skip_bad: bool = False) -> Packed:
-        made = pack(raw, size=self.size, channels=self.channels, skip_bad=skip_bad)
+    def pack(self, raw: RawImages, *, skip_bad: bool = False, progress: Progress | None = None) -> Packed:
+        made = self._packed(raw, skip_bad, progress)
         return Packed(Pictures(made.images), made.keep, made.bad, made.hashes)
+
+    def _packed(self, raw: RawImages, skip_bad: bool, progress: Progress | None) -> PackedImages:
+        need = bytes_needed(raw, self.size, self.channels) / 1e6
+        words = f"{need:,.1f} MB of {self.size}×{self.size} pixels, {self.channels} channel(s)"
+        tell = None if progress is None else lambda done, total: progress(done, total, words)
+        return pack(raw, size=self.size, channels=self.channels, skip_bad=skip_bad, progress=tell)
 
     def flat(self, batch: Batch) -> np.ndarray:
         return (centre(batch["image"], self.size).flatten(1).float() / 255).numpy()

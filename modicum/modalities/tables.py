@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError, unknown
-from modicum.core.types import Batch, Embed, Input, Packed, Tokens, Unembed
+from modicum.core.types import Batch, Embed, Input, Packed, Progress, Tokens, Unembed
 from modicum.modalities._files import TABLES, read_table, row_hashes, table_kind
 
 MISSING, UNSEEN = 0, 1
@@ -140,11 +140,6 @@ class Tables(Input):
             raise UserError("a table needs at least one numeric or categorical column besides the label")
         self.numeric, self.categorical, self.width = numeric, categorical, width
 
-    def cost(self, raw: pa.Table) -> str:
-        return (
-            f"{raw.nbytes / 1e6:,.1f} MB as {len(self.numeric)} numeric and {len(self.categorical)} categorical columns"
-        )
-
     def embed(self) -> Columns:
         return Columns(self)
 
@@ -179,7 +174,15 @@ class Tables(Input):
         raise UserError(f"a table wants a DataFrame, an Arrow table, a list of dicts or a path; got {type(x).__name__}")
 
     @classmethod
-    def infer(cls, raw: pa.Table, index: np.ndarray, *, exclude: Sequence[str] = (), **_: Any) -> Tables:
+    def infer(
+        cls,
+        raw: pa.Table,
+        index: np.ndarray,
+        *,
+        progress: Progress | None = None,
+        exclude: Sequence[str] = (),
+        **_: Any,
+    ) -> Tables:
         numeric, categorical = [], []
         for name in raw.column_names:
             if name in exclude:
@@ -201,7 +204,7 @@ class Tables(Input):
                 categorical.append((name, tuple(values)))
         return cls(tuple(numeric), tuple(categorical))
 
-    def pack(self, raw: pa.Table, *, skip_bad: bool = False) -> Packed:
+    def pack(self, raw: pa.Table, *, skip_bad: bool = False, progress: Progress | None = None) -> Packed:
         wanted = [str(column[0]) for column in (*self.numeric, *self.categorical)]
         absent = [name for name in wanted if name not in raw.column_names]
         if absent:

@@ -31,8 +31,11 @@ class SimCLR(Objective):
         views: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        if n < 2 or temperature <= 0:
-            raise UserError(f"simclr wants n >= 2 views and temperature > 0; got n={n}, temperature={temperature}")
+        if n < 2 or temperature <= 0 or min(hidden, out) < 1:
+            raise UserError(
+                "simclr wants n >= 2 views, temperature > 0, hidden and out of at least 1; got "
+                f"{n=}, {temperature=}, {hidden=}, {out=}"
+            )
         self.encoder, self.n, self.temperature, self.hidden, self.out = encoder, n, temperature, hidden, out
         self.views = views or {}
         self.transform = encoder.input.views(**self.views)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -94,10 +94,24 @@ def in_bytes(count: float) -> str:
     raise AssertionError
 
 
+def packing(data: Data) -> Callable[[int, int, str], None]:
+    """Progress of packing: what it takes is said before it starts, and how far it is every few seconds."""
+    last = time.perf_counter()
+
+    def tell(done: int, total: int, words: str) -> None:
+        nonlocal last
+        if not done:
+            say(f"packing {total:,} rows of {data.name} into {words}")
+        elif time.perf_counter() - last > 5:
+            last = time.perf_counter()
+            say(f"  packed {done:,} of {total:,}")
+
+    return tell
+
+
 def pack(input: Input, data: Data, skip_bad: bool) -> tuple[Packed, Data]:
     """The packed rows, and the data without those that were skipped as bad."""
-    say(f"packing {len(data):,} rows of {data.name}: {input.cost(data.raw)}")
-    packed = input.pack(data.raw, skip_bad=skip_bad)
+    packed = input.pack(data.raw, skip_bad=skip_bad, progress=packing(data))
     if packed.bad:
         names = ", ".join(f"{path} ({why})" for _, path, why in packed.bad[:5])
         warnings.warn(f"skipped {len(packed.bad)} bad row(s) of {data.name}: {names}", stacklevel=2)

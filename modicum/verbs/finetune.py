@@ -25,7 +25,7 @@ from modicum.training.rows import Ask, choose, for_measuring, marked, special_co
 from modicum.training.run import Run, command
 from modicum.training.splits import Split
 from modicum.training.transfer import Task, check_method, with_seed
-from modicum.verbs._common import at_least, bar, card, choose_device, heard, pack, say
+from modicum.verbs._common import at_least, bar, card, choose_device, heard, pack, packing, say
 
 
 def finetune(
@@ -112,7 +112,8 @@ def _encoder(
         raise UserError(f"'{run}' is no folder of a run, and as a spec: {problem}")
     by_column = marked(data, split)
     usable = np.arange(len(data)) if by_column is None else by_column.train
-    fitted = data.modality.infer(data.raw, usable, size=size, exclude=special_columns(data, label, group, split))
+    special = special_columns(data, label, group, split)
+    fitted = data.modality.infer(data.raw, usable, size=size, exclude=special, progress=packing(data))
     with seeds.forked(0, "init"):
         return Encoder.of(fitted, parsed), None, None
 

@@ -26,7 +26,19 @@ from modicum.training.fit import fit
 from modicum.training.optim import adamw, cosine, groups
 from modicum.training.rows import Rows, for_pretraining
 from modicum.training.run import Run, command, environment
-from modicum.verbs._common import at_least, bar, card, choose_device, digest, heard, in_minutes, pack, precision, say
+from modicum.verbs._common import (
+    at_least,
+    bar,
+    card,
+    choose_device,
+    digest,
+    heard,
+    in_minutes,
+    pack,
+    packing,
+    precision,
+    say,
+)
 
 WEIGHT_DECAY = 0.05
 SAVE_SECONDS = 30.0
@@ -128,7 +140,7 @@ def pretrain(
 def _prepare(data: Data, asked: dict[str, Any], size: int | None) -> tuple[Input, Packed, Data, Rows]:
     """The input spec, the packed rows, and which of them may be seen; rows equal to those of --test may not."""
     rows = _rows(data, asked)
-    input = data.modality.infer(data.raw, rows.train, size=size, exclude=rows.special)
+    input = data.modality.infer(data.raw, rows.train, size=size, exclude=rows.special, progress=packing(data))
     packed, kept = pack(input, data, asked["skip_bad"])
     rows = _rows(kept, asked)
     if asked["test"] is not None:

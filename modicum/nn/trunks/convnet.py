@@ -49,7 +49,7 @@ class Upsample(nn.Module):
     def forward(self, code: Tensor) -> Tensor:
         h, w = self.sizes[0]
         x = self.start(code).view(len(code), h, w, -1).permute(0, 3, 1, 2)
-        for conv, size in zip(self.convs, [*self.sizes[1:], self.sizes[-1]], strict=True):
+        for conv, size in zip(self.convs, self.sizes[1:], strict=True):
             x = conv(x if x.shape[2:] == size else F.interpolate(x, size))
         return self.out(x).permute(0, 2, 3, 1).flatten(1, 2)
 
@@ -77,6 +77,11 @@ class ConvNet(Trunk):
         if len(grid) != 2:
             raise UserError(
                 f"convnet wants tokens on a 2-d grid such as pixels; this data has grid {tuple(grid)}: use mlp"
+            )
+        if min(width, stages, blocks, kernel) < 1 or kernel % 2 == 0 or (stride is not None and stride < 1):
+            raise UserError(
+                "convnet wants width, stages, blocks and stride of at least 1 and an odd kernel; got "
+                f"{width=}, {stages=}, {blocks=}, {stride=}, {kernel=}"
             )
         self.dim, self.grid, self.width, self.stages, self.blocks = dim, tuple(grid), width, stages, blocks
         self.kernel, self.stride, self.norm = kernel, stride, norm

@@ -7,7 +7,7 @@ from typing import final
 
 from torch import Tensor, nn
 
-from modicum.core.errors import unknown
+from modicum.core.errors import UserError, unknown
 from modicum.core.types import Layers, Tokens, Trunk
 from modicum.nn.layers import activation, norm1d
 
@@ -65,6 +65,10 @@ class Mlp(Trunk):
             raise unknown("mlp over", over, ["sample", "set"])
         if over == "set" and norm == "batch":
             raise unknown("norm for over='set'", "batch", ["layer", "none"])
+        if min(width, depth) < 1 or not 0 <= dropout < 1:
+            raise UserError(
+                f"mlp wants width and depth of at least 1 and 0 <= dropout < 1; got {width=}, {depth=}, {dropout=}"
+            )
         self.dim, self.grid, self.width, self.depth = dim, tuple(grid), width, depth
         self.over, self.norm, self.act, self.dropout = over, norm, act, dropout
         used = norm or ("batch" if over == "sample" else "layer")
