@@ -119,7 +119,7 @@ def pack(
 
     s is `size` when every image is size x size already, else 1.15 times that.
     Arrays that need no change are used in place; small results from arrays stay in memory; everything else is written
-    to the cache, keyed by content, and memory-mapped. `progress(done, total)` is called first with 0 and after each chunk.
+    to the cache, keyed by content, and memory-mapped. `progress(done, total)` is called with 0 and after each chunk.
     UserError: no images, bad images (all are listed; `skip_bad` leaves them out), values out of range, a cache that
     cannot be written.
     """

@@ -89,12 +89,13 @@ class Augment:
         x = resample(image.float().view(b, h, w * c), self.size, draw[2] * (h - high), high)
         x = x.view(b, self.size, w, c).transpose(1, 2).reshape(b, w, self.size * c)
         x = resample(x, self.size, torch.where(flipped, left + wide, left), torch.where(flipped, -wide, wide))
-        x = x.view(b, self.size, self.size, c).transpose(1, 2)
+        x = x.view(b, self.size, self.size, c).transpose(1, 2).contiguous()
         if self.intensity:
             gain = 1 + self.intensity * (2 * draw[5] - 1)
             shift = 255 * self.intensity * (draw[6] - 0.5)
             mean = x.mean((1, 2, 3))
-            x = torch.addcmul((mean * (1 - gain) + shift).view(b, 1, 1, 1), x, gain.view(b, 1, 1, 1)).clamp_(0, 255)
+            # In place, and not by addcmul, which is several times slower where it broadcasts.
+            x.mul_(gain.view(b, 1, 1, 1)).add_((mean * (1 - gain) + shift).view(b, 1, 1, 1)).clamp_(0, 255)
         return {**batch, "image": x}
 
 
