@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import types
 import typing
@@ -30,7 +31,6 @@ from modicum.verbs.use import embed, predict, reconstruct
 
 app = typer.Typer(
     help="Deep learning from a modicum of labels.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
@@ -96,11 +96,12 @@ def verb(name: str, function: Callable[..., Any]) -> None:
         try:
             result = function(**arguments)
         except UserError as error:
-            console.print(f"error: {error}", style="red", markup=False)
+            console.print(f"error: {error}", style="red")
             raise typer.Exit(2) from None
         show(result, as_json, arguments)
 
-    call.__doc__ = inspect.getdoc(function)
+    # Paragraphs are wrapped by the terminal, not where the source was.
+    call.__doc__ = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}
     app.command(name)(call)
@@ -113,12 +114,17 @@ def show(result: Any, as_json: bool, arguments: dict[str, Any]) -> None:
     elif isinstance(result, Run):
         results = result.read_json("results.json")
         if results:
-            Console().print(contest_table(results))
+            stdout().print(contest_table(results))
         print(result.path / "report.html")
     elif isinstance(result, list):
-        Console().print(list_table(result))
+        stdout().print(list_table(result))
     else:
         print(arguments.get("output") or result)
+
+
+def stdout() -> Console:
+    """Names from the data are printed as they are: no markup, no emoji."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
 def summary(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -181,10 +187,14 @@ def list_table(rows: list[dict[str, Any]]) -> Table:
 
 
 @app.callback(invoke_without_command=True)
-def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+def root(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
     if version:
         print(VERSION)
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 VERBS: dict[str, Callable[..., Any]] = {
@@ -198,6 +208,6 @@ for _name, _function in VERBS.items():
 def main() -> None:
     """Run the command line: exit 0 when done, 2 for the user's mistakes, 1 for ours."""
     warnings.simplefilter("always", UserWarning)
-    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", style="yellow", markup=False)
+    warnings.showwarning = lambda message, *_, **__: console.print(f"warning: {message}", style="yellow")
     sys.argv[0] = str(Path(sys.argv[0]).with_name("modicum"))
     app()

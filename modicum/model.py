@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from modicum.core.device import choose_device
 from modicum.core.errors import UserError
 from modicum.core.spec import build
 from modicum.core.types import Batch, Input, Objective, Packed
@@ -59,14 +61,21 @@ class Model:
         out = self.outputs(self.open(x)[1])
         return np.array(self.classes)[out.argmax(1)] if self.classes else out
 
-    def outputs(self, packed: Packed) -> np.ndarray:
-        """Probabilities (n, classes) or numbers (n,) of packed rows."""
-        predict = getattr(self.objective, "predict", None)
-        if predict is None:
+    def outputs(self, packed: Packed, rows: np.ndarray | None = None) -> np.ndarray:
+        """Probabilities (n, classes) or numbers (n,) of packed rows: all, or those of the index `rows`."""
+        index = np.arange(packed.source.size) if rows is None else rows
+        return over(self.objective, self.able("predict"), packed.source, index)
+
+    def able(self, method: str) -> Callable[..., Any]:
+        """The objective's method `predict` or `reconstruct`; UserError where it has none."""
+        found: Callable[..., Any] | None = getattr(self.objective, method, None)
+        if found is None and method == "predict":
             raise UserError(
                 f"{self.run.path} predicts {self.what()}: run  modicum finetune {self.run.path} DATA  first"
             )
-        return over(self.objective, predict, packed.source, np.arange(packed.source.size))
+        if found is None:
+            raise UserError(f"{self.run.path} does not {method}: pre-train with --objective autoencoder")
+        return found
 
     def what(self) -> str:
         """What the run predicts, in words."""
@@ -76,24 +85,23 @@ class Model:
         """The rows rebuilt in raw units, and each row's mean error (n,); for autoencoders."""
         return self.rebuild(self.open(x)[1])
 
-    def rebuild(self, packed: Packed) -> tuple[Batch, np.ndarray]:
-        """`reconstruct` of packed rows."""
-        rebuild = getattr(self.objective, "reconstruct", None)
-        if rebuild is None:
-            raise UserError(f"{self.run.path} does not reconstruct: pre-train with --objective autoencoder")
+    def rebuild(self, packed: Packed, rows: np.ndarray | None = None) -> tuple[Batch, np.ndarray]:
+        """`reconstruct` of packed rows: all, or those of the index `rows`."""
+        index, rebuild = np.arange(packed.source.size) if rows is None else rows, self.able("reconstruct")
         device = next(self.objective.parameters()).device
         with evaluating(self.objective):
-            parts = [rebuild(b) for b in batches_of(packed.source, np.arange(packed.source.size), device)]
+            parts = [rebuild(b) for b in batches_of(packed.source, index, device)]
         batch = {key: torch.cat([p[0][key] for p in parts]).cpu() for key in parts[0][0]}
         return batch, torch.cat([p[1] for p in parts]).cpu().numpy()
 
 
 def load(run: str | Path | Run, *, device: str | torch.device = "cpu") -> Model:
-    """The model of a finished run's folder."""
+    """The model of a finished run's folder, on the device: auto, cpu, cuda or a torch.device."""
+    where = choose_device(device)
     opened = run if isinstance(run, Run) else Run.open(run)
     parts = opened.spec.get("parts", {})
     if "objective" not in parts:
         raise UserError(f"{opened.path} records no model in its spec.json")
     objective: Objective = build("objective", parts["objective"])
     opened.load_model(objective)
-    return Model(opened, objective.to(device).eval())
+    return Model(opened, objective.to(where).eval())

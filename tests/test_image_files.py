@@ -238,7 +238,7 @@ def test_other_files_are_counted_never_dropped_silently(data: Path) -> None:
 
 
 def test_folders_without_images(data: Path) -> None:
-    with pytest.raises(UserError, match="only nothing; wanted a folder of images"):
+    with pytest.raises(UserError, match="the folder is empty; wanted a folder of images"):
         scan(data)
     (data / "a.txt").write_text("x")
     with pytest.raises(UserError, match="1 other files, such as a"):

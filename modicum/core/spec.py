@@ -37,6 +37,8 @@ ENCODER = "encoder"
 
 def parse(text: str, what: str = "spec") -> Spec:
     """The spec written in `text`; UserError where it is not a call with literal arguments."""
+    if not isinstance(text, str):
+        raise UserError(f"{what} {text!r:.200}: wanted a text such as 'simclr(n=2)'")
     head, colon, tail = text.strip().partition(":")
     if colon and head.isidentifier():
         text = f"{head}({', '.join(_sugar(item, text) for item in tail.split(','))})"
@@ -215,7 +217,11 @@ def _named(kind: str, spec: Spec, positional: list[str], wanted: Mapping[str, An
                 raise UserError(f"{kind} '{spec['name']}' takes {len(positional)} arguments: {', '.join(positional)}")
             key = positional[int(key)]
         if key not in wanted:
-            raise unknown(f"argument of {kind} '{spec['name']}'", key, wanted)
+            raise unknown(f"argument of {kind} '{spec['name']}'", key, positional)
+        if key not in positional:
+            raise UserError(
+                f"{kind} '{spec['name']}': {key} is decided by the data and the other options; leave it out"
+            )
         if key in args:
             raise UserError(f"{kind} '{spec['name']}': argument {key} is given twice")
         args[key] = value
@@ -223,7 +229,7 @@ def _named(kind: str, spec: Spec, positional: list[str], wanted: Mapping[str, An
 
 
 def _nested(key: str, value: Spec) -> Any:
-    if value.get("kind") not in FOLDERS:
+    if str(value.get("kind")) not in FOLDERS:
         raise UserError(f"argument {key} cannot be the part {text_of(value)} here")
     return build(value["kind"], value)
 

@@ -120,6 +120,10 @@ class Input(ABC):
     def as_raw(cls, x: Any) -> Any:
         """Rows in memory as raw rows."""
 
+    def columns(self) -> tuple[str, ...]:
+        """The columns of a table that are taken as input; none where the input is no table."""
+        return ()
+
     @abstractmethod
     def embed(self) -> Embed: ...
 

@@ -69,6 +69,11 @@ class Data:
         column = self.column(None, default=["id"])
         return [str(v) for v in (range(len(self)) if column is None else column.to_pylist())]
 
+    def label_column(self, name: str | None = None) -> str | None:
+        """The column that `labels(name)` reads: the one named, else the first of `LABELS` that there is."""
+        named = (name or "").partition(":")[0]
+        return named or next((n for n in LABELS if n in self.table.column_names), None)
+
     def labels(self, name: str | None = None, classes: Sequence[str] | None = None) -> Labels | None:
         """The label column (a blank is unlabelled); None where there is none.
 
@@ -144,6 +149,13 @@ def builtin() -> list[str]:
     return sorted(name.replace("_", "-") for name in found)
 
 
+def address(data: Any) -> str | None:
+    """What finds the data again from any folder: a built-in name or a full path; None for rows in memory."""
+    if not isinstance(data, str | Path):
+        return None
+    return str(data) if str(data) in builtin() else str(Path(data).resolve())
+
+
 def modalities() -> list[type[Input]]:
     """Every modality, those that read a plain table last."""
     found = [part("modality", name) for name in names("modality")]
@@ -152,9 +164,11 @@ def modalities() -> list[type[Input]]:
 
 def open_data(data: Any, modality: type[Input] | None = None) -> Data:
     """Open a built-in name, a path, or an object in memory (of `modality`, else the first that takes it)."""
-    if isinstance(data, Data):
-        return data
     kinds = [modality] if modality else modalities()
+    if isinstance(data, Data):
+        if data.modality not in kinds:
+            raise UserError(f"{data.name} holds {data.modality.modality}; wanted {kinds[0].modality}")
+        return data
     if isinstance(data, str | Path):
         return _open_path(str(data), kinds)
     refused = []
@@ -165,13 +179,18 @@ def open_data(data: Any, modality: type[Input] | None = None) -> Data:
             refused.append(f"{kind.modality}: {error}")
             continue
         table = raw if isinstance(raw, pa.Table) else pa.table({"id": [str(i) for i in range(len(raw))]})
+        if not len(table):
+            raise UserError(f"the {type(data).__name__} has no rows")
         return Data(f"{type(data).__name__} in memory", kind, raw, table)
     raise UserError("; ".join(refused))
 
 
 def _open_path(data: str, kinds: list[type[Input]]) -> Data:
     if data in builtin():
-        return importlib.import_module(f"modicum.datasets.{data.replace('-', '_')}").load()
+        found: Data = importlib.import_module(f"modicum.datasets.{data.replace('-', '_')}").load()
+        if found.modality not in kinds:
+            raise UserError(f"{data} holds {found.modality.modality}; wanted {kinds[0].modality}")
+        return found
     path = Path(data)
     if not path.exists():
         known = ", ".join(nearest(data, builtin()))
@@ -180,6 +199,8 @@ def _open_path(data: str, kinds: list[type[Input]]) -> Data:
         if kind.claims(path):
             raw, table = kind.scan(path)
             return Data(path.name, kind, raw, table, origin=str(path))
-    holds = "folder is empty" if path.is_dir() and not any(path.iterdir()) else "found nothing to read there"
+    others = [kind.modality for kind in modalities() if kind not in kinds and kind.claims(path)]
+    if others:
+        raise UserError(f"{path} holds {others[0]}; wanted {kinds[0].modality}")
     wanted = "images in a folder, .npy/.npz, IDX, or a CSV, JSON lines or Parquet table"
-    raise UserError(f"{path}: {holds}; wanted {wanted}")
+    raise UserError(f"{path}: nothing to read there; wanted {wanted}")

@@ -16,18 +16,18 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     """
     n, b, _ = z.shape
     flat = F.normalize(z.flatten(0, 1).float(), dim=1)
-    logits = flat @ flat.T / temperature
-    sample = torch.arange(b, device=z.device).repeat(n)
-    same = sample[:, None] == sample[None, :]
-    positive = logits[same].view(n * b, n)
-    others = logits.masked_fill(same, -torch.inf).logsumexp(1, keepdim=True)
-    itself = torch.eye(n, dtype=torch.bool, device=z.device).repeat_interleave(b, 0)
-    return (torch.logaddexp(others, positive) - positive)[~itself].mean()
+    logits = (flat / temperature) @ flat.T
+    same = logits.view(n, b, n, b).diagonal(dim1=1, dim2=3)  # (n, n, b): view with view, of one sample
+    positive = same.clone()
+    same.fill_(-torch.inf)
+    others = logits.logsumexp(1).view(n, 1, b)
+    itself = torch.eye(n, dtype=torch.bool, device=z.device)
+    return F.softplus(others - positive)[~itself].mean()
 
 
 def spread(z: Tensor) -> dict[str, Tensor]:
     """Two measures of collapse of features (b, d): `rank`, the participation ratio (tr C)²/|C|² of their covariance,
-    between 1 and d (a smooth effective rank), and `spread`, the mean standard deviation over the root mean square.
+    a smooth effective rank, and `spread`, the mean standard deviation over the root mean square.
     """
     z = z.detach().float()
     c = z - z.mean(0)

@@ -158,8 +158,9 @@ def _scan_folder(folder: Path) -> tuple[RawImages, pa.Table]:
             return RawImages(array=array, files=tuple(str(p) for p in sets.values())), table
         if any(name.lower().endswith(PARQUET) for name in others):
             return _scan_table(read_table(folder), folder, str(folder))
-        found = f"{len(others)} other files, such as {', '.join(others[:3])}" if others else "nothing"
-        raise UserError(f"{folder}: no images in the folder, only {found}; wanted {WANTED}")
+        rest = f"{len(others)} other files, such as {', '.join(others[:3])}"
+        found = f"no images in the folder, only {rest}" if others else "the folder is empty"
+        raise UserError(f"{folder}: {found}; wanted {WANTED}")
     if others:
         warnings.warn(
             Warned(f"{folder}: {len(others)} files are not images and were left out: {', '.join(others[:3])}, ..."),

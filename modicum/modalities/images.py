@@ -68,9 +68,14 @@ class Augment:
     Pillow's bilinear resize: two sparse products for the whole batch; float32 output in 0..255.
     """
 
-    def __init__(self, size: int, crop: tuple[float, float], flip: float, intensity: float, ratio: float) -> None:
-        if not 0 < crop[0] <= crop[1] <= 1:
-            raise UserError(f"views: crop={crop} must be two shares of the area with 0 < low <= high <= 1")
+    def __init__(self, size: int, crop: float | tuple[float, ...], flip: float, intensity: float, ratio: float) -> None:
+        crop = (crop, 1.0) if isinstance(crop, int | float) else crop
+        if any(not isinstance(v, int | float) for v in (flip, intensity, ratio, *crop)):
+            raise UserError(
+                f"views: crop, flip, intensity and ratio are numbers; got {crop}, {flip}, {intensity}, {ratio}"
+            )
+        if len(crop) != 2 or not 0 < crop[0] <= crop[1] <= 1:
+            raise UserError(f"views: crop={crop} must be a share of the area, or two with 0 < low <= high <= 1")
         if not 0 <= flip <= 1 or not 0 <= intensity < 1 or ratio < 1:
             raise UserError(
                 f"views: wanted 0 <= flip <= 1, 0 <= intensity < 1, ratio >= 1; got {flip}, {intensity}, {ratio}"
@@ -82,8 +87,9 @@ class Augment:
         b, h, w, c = image.shape
         draw = torch.rand(7, b, generator=rng, device=image.device)
         area = self.crop[0] + (self.crop[1] - self.crop[0]) * draw[0]
-        stretch = torch.exp((2 * draw[1] - 1) * math.log(self.ratio) / 2)
-        high, wide = (area.sqrt() * stretch).clamp(max=1) * h, (area.sqrt() / stretch).clamp(max=1) * w
+        # No more stretch than fits: a crop of the whole area is the whole image.
+        stretch = torch.exp((2 * draw[1] - 1) * area.log().neg().clamp(max=math.log(self.ratio)) / 2)
+        high, wide = area.sqrt() * stretch * h, area.sqrt() / stretch * w
         flipped = draw[4] < self.flip
         left = draw[3] * (w - wide)
         x = resample(image.float().view(b, h, w * c), self.size, draw[2] * (h - high), high)
@@ -156,7 +162,7 @@ class Images(Input):
         return Paint(self.embed())
 
     def views(self, **options: Any) -> Augment:
-        """`crop`: area range; `flip`: probability; `intensity`: brightness and contrast; `ratio`: aspect range."""
+        """`crop`: area range or its low end; `flip`: probability; `intensity`: of light; `ratio`: aspect range."""
         defaults: dict[str, Any] = {"crop": (0.3, 1.0), "flip": 0.5, "intensity": 0.4, "ratio": 4 / 3}
         for key in options:
             if key not in defaults:

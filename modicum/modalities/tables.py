@@ -20,37 +20,50 @@ MISSING, UNSEEN = 0, 1
 """Codes of a category that is missing, or was not in the training rows; known ones follow."""
 
 
+class Scaling(nn.Module):
+    """Numeric columns (b, n) to mean 0 and standard deviation 1 in the training rows, NaN where missing, and back.
+
+    In float64: a date in seconds has more digits than float32 holds.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, table: Tables) -> None:
+        super().__init__()
+        stats = torch.tensor([(mean, std) for _, mean, std in table.numeric], dtype=torch.float64).view(-1, 2)
+        self.register_buffer("mean", stats[:, 0].clone(), persistent=False)
+        self.register_buffer("std", stats[:, 1].clone(), persistent=False)
+
+    def forward(self, numeric: Tensor) -> Tensor:
+        return ((numeric - self.mean) / self.std).float()
+
+    def back(self, scaled: Tensor) -> Tensor:
+        return scaled * self.std + self.mean
+
+
 class Columns(Embed):
     """{"numeric" (b, n) NaN where missing, "categorical" (b, m) codes} -> one token (dim) a column."""
+
+    offset: Tensor
 
     def __init__(self, table: Tables) -> None:
         super().__init__()
         self.dim, self.grid = table.width, (len(table.numeric) + len(table.categorical),)
-        self.mean: Tensor
-        self.std: Tensor
-        self.offset: Tensor
-        stats = torch.tensor([(mean, std) for _, mean, std in table.numeric], dtype=torch.float32).view(-1, 2)
-        self.register_buffer("mean", stats[:, 0].clone(), persistent=False)
-        self.register_buffer("std", stats[:, 1].clone(), persistent=False)
+        self.scaled = Scaling(table)
         sizes = [len(values) + 2 for _, values in table.categorical]
-        self.register_buffer("offset", torch.tensor([0, *np.cumsum(sizes)[:-1]], dtype=torch.long), persistent=False)
+        offset = torch.tensor([0, *np.cumsum(sizes)[:-1]][: len(sizes)], dtype=torch.long)
+        self.register_buffer("offset", offset, persistent=False)
         n = len(table.numeric)
         self.weight = nn.Parameter(torch.randn(n, self.dim) / self.dim**0.5)
         self.bias = nn.Parameter(torch.zeros(n, self.dim))
         self.missing = nn.Parameter(torch.randn(n, self.dim) / self.dim**0.5)
-        self.category = nn.Embedding(max(1, sum(sizes)), self.dim)
-        nn.init.normal_(self.category.weight, std=self.dim**-0.5)
-
-    def scaled(self, batch: Batch) -> Tensor:
-        """Numeric columns with mean 0 and standard deviation 1 in the training rows; NaN where missing."""
-        return (batch["numeric"] - self.mean) / self.std
+        self.category = nn.Parameter(torch.randn(sum(sizes), self.dim) / self.dim**0.5)
 
     def forward(self, batch: Batch) -> Tokens:
-        x = self.scaled(batch).unsqueeze(2)
+        x = self.scaled(batch["numeric"]).unsqueeze(2)
         numeric = torch.where(x.isnan(), self.missing, x.nan_to_num() * self.weight + self.bias)
-        category = (
-            self.category(batch["categorical"] + self.offset) if batch["categorical"].shape[1] else numeric[:, :0]
-        )
+        category = nn.functional.embedding(batch["categorical"] + self.offset, self.category)
         return Tokens(torch.cat([numeric, category], 1), None, self.grid)
 
 
@@ -59,10 +72,7 @@ class Cells(Unembed):
 
     def __init__(self, table: Tables) -> None:
         super().__init__()
-        self.dim, self.columns = table.width, Columns(table)
-        # Only the scaling of `columns` is used here: its weights belong to the encoder's own embed.
-        for parameter in self.columns.parameters():
-            parameter.requires_grad_(False)
+        self.dim, self.scaled = table.width, Scaling(table)
         self.numbers = nn.Parameter(torch.randn(len(table.numeric), self.dim) / self.dim**0.5)
         self.shift = nn.Parameter(torch.zeros(len(table.numeric)))
         self.logits = nn.ModuleList(nn.Linear(self.dim, len(values) + 2) for _, values in table.categorical)
@@ -74,7 +84,7 @@ class Cells(Unembed):
 
     def loss(self, tokens: Tensor, batch: Batch) -> Tensor:
         numbers, logits = self._cells(tokens)
-        true = self.columns.scaled(batch)
+        true = self.scaled(batch["numeric"])
         errors = [torch.where(true.isnan(), 0, (numbers - true.nan_to_num()).square())]
         for j, out in enumerate(logits):
             code = batch["categorical"][:, j]
@@ -87,15 +97,15 @@ class Cells(Unembed):
         codes = [out[:, 2:].argmax(1) + 2 for out in logits]
         empty = torch.empty(len(tokens), 0, dtype=torch.long, device=tokens.device)
         categorical = torch.stack(codes, 1) if codes else empty
-        return {"numeric": numbers * self.columns.std + self.columns.mean, "categorical": categorical}
+        return {"numeric": self.scaled.back(numbers), "categorical": categorical}
 
 
 class Resample:
     """SCARF's corruption (Bahri et al. 2022): a share `corrupt` of cells is drawn anew from its column in the batch."""
 
     def __init__(self, corrupt: float) -> None:
-        if not 0 <= corrupt < 1:
-            raise UserError(f"views: wanted 0 <= corrupt < 1, got {corrupt}")
+        if not isinstance(corrupt, int | float) or not 0 <= corrupt < 1:
+            raise UserError(f"views: wanted 0 <= corrupt < 1, got {corrupt!r}")
         self.corrupt = corrupt
 
     def __call__(self, batch: Batch, rng: Generator) -> Batch:
@@ -138,7 +148,12 @@ class Tables(Input):
     ) -> None:
         if not numeric and not categorical:
             raise UserError("a table needs at least one numeric or categorical column besides the label")
+        if width < 1:
+            raise UserError(f"tables wants width of at least 1, got {width}")
         self.numeric, self.categorical, self.width = numeric, categorical, width
+
+    def columns(self) -> tuple[str, ...]:
+        return tuple(str(column[0]) for column in (*self.numeric, *self.categorical))
 
     def embed(self) -> Columns:
         return Columns(self)
@@ -167,10 +182,13 @@ class Tables(Input):
     def as_raw(cls, x: Any) -> pa.Table:
         if isinstance(x, pa.Table):
             return x
-        if hasattr(x, "iloc"):
-            return pa.Table.from_pandas(x, preserve_index=False)
-        if isinstance(x, Sequence) and x and isinstance(x[0], dict):
-            return pa.Table.from_pylist(list(x))
+        try:
+            if hasattr(x, "iloc"):
+                return pa.Table.from_pandas(x, preserve_index=False)
+            if isinstance(x, Sequence) and x and isinstance(x[0], dict):
+                return pa.Table.from_pylist(list(x))
+        except (pa.ArrowException, ValueError) as error:  # mixed types in a column, a column twice
+            raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None
         raise UserError(f"a table wants a DataFrame, an Arrow table, a list of dicts or a path; got {type(x).__name__}")
 
     @classmethod
@@ -205,13 +223,12 @@ class Tables(Input):
         return cls(tuple(numeric), tuple(categorical))
 
     def pack(self, raw: pa.Table, *, skip_bad: bool = False, progress: Progress | None = None) -> Packed:
-        wanted = [str(column[0]) for column in (*self.numeric, *self.categorical)]
-        absent = [name for name in wanted if name not in raw.column_names]
+        absent = [name for name in self.columns() if name not in raw.column_names]
         if absent:
             raise UserError(f"the table lacks the column(s) {', '.join(absent)}; it has {', '.join(raw.column_names)}")
-        numeric = np.empty((raw.num_rows, len(self.numeric)), np.float32)
+        numeric = np.empty((raw.num_rows, len(self.numeric)))
         for j, (name, *_) in enumerate(self.numeric):
-            if not is_number(raw.column(name).type):
+            if not is_number(raw.column(name).type) and not pa.types.is_null(raw.column(name).type):
                 raise UserError(f"column '{name}' was numeric in training; here it is {raw.column(name).type}")
             numeric[:, j] = numbers(raw.column(name))
             if infinite := np.flatnonzero(np.isinf(numeric[:, j])).tolist():
@@ -229,10 +246,10 @@ class Tables(Input):
 
     def flat(self, batch: Batch) -> np.ndarray:
         """Scaled numbers (0 where missing, with an indicator) and one-hot categories."""
-        stats = np.array([(m, s) for _, m, s in self.numeric], np.float32).reshape(-1, 2)
-        x = (batch["numeric"].numpy() - stats[:, 0]) / stats[:, 1]
+        stats = np.array([(m, s) for _, m, s in self.numeric]).reshape(-1, 2)
+        x = ((batch["numeric"].numpy() - stats[:, 0]) / stats[:, 1]).astype(np.float32)
         hot = [
-            np.eye(len(v) + 2, dtype=np.float32)[batch["categorical"][:, j]]
+            np.eye(len(v) + 2, dtype=np.float32)[batch["categorical"][:, j].numpy()]
             for j, (_, v) in enumerate(self.categorical)
         ]
         return np.concatenate([np.nan_to_num(x), np.isnan(x).astype(np.float32), *hot], 1)

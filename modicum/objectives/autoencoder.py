@@ -44,7 +44,7 @@ class Autoencoder(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.encoder(corrupted["batch"], hide=corrupted["hide"])
         tokens = self._decode(features.tokens)
-        return self.unembed.loss(tokens, corrupted["batch"]).mean(), spread(features.pooled)
+        return self.unembed.loss(tokens, corrupted["batch"]).mean(), spread(features.pooled[:128])
 
     def _decode(self, tokens: Tensor) -> Tensor:
         return self.out(self.decoder(self.bottleneck(tokens.flatten(1))))

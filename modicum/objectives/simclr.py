@@ -25,7 +25,7 @@ class SimCLR(Objective):
         self,
         encoder: Encoder,
         n: int = 2,
-        temperature: float = 0.2,
+        temperature: float = 0.5,
         hidden: int = 256,
         out: int = 128,
         views: dict[str, Any] | None = None,
@@ -48,7 +48,7 @@ class SimCLR(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         pooled = self.encoder(dict(corrupted)).pooled
         z = self.head(pooled)
-        return nt_xent(z.view(self.n, -1, self.out), self.temperature), spread(pooled)
+        return nt_xent(z.view(self.n, -1, self.out), self.temperature), spread(pooled[:128])
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

@@ -51,14 +51,17 @@ class Supervised(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         batch = dict(corrupted)
         if "target" not in batch:
-            raise UserError("supervised training needs labels: name their column with --label")
+            raise UserError(
+                "supervised training needs labels: name their column with --label in modicum finetune ENCODER DATA; "
+                "modicum pretrain uses none"
+            )
         target = batch.pop("target")
         pooled = self.encoder(batch).pooled
         out = self.head(pooled)
         if self.task == "classes":
             loss = F.cross_entropy(out, target, label_smoothing=self.smoothing)
-            return loss, {**spread(pooled), "accuracy": (out.detach().argmax(1) == target).float().mean()}
-        return F.mse_loss(out.squeeze(1), (target - self.shift) / self.scale), spread(pooled)
+            return loss, {**spread(pooled[:128]), "accuracy": (out.detach().argmax(1) == target).float().mean()}
+        return F.mse_loss(out.squeeze(1), (target - self.shift) / self.scale), spread(pooled[:128])
 
     def predict(self, batch: Batch) -> Tensor:
         """Probabilities (b, outputs) of the classes, or numbers (b,) in the target's own units."""

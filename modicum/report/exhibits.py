@@ -31,7 +31,7 @@ def exhibits(
     rows = np.sort(rng.choice(rows, min(POINTS, len(rows)), replace=False))
     encoder = next(iter(objective.encoders().values()))
     features = embed(encoder, source, rows)
-    place, how = flat_map(features, seed)
+    place, how = flat_map(features, seeds.fold(seed, "map") % 2**32)
     shown = encoder.input.show(source.rows(rows))
     points: list[dict[str, Any]] = [
         {"x": round(float(x), 4), "y": round(float(y), 4), "id": ids[row], **show}

@@ -71,26 +71,73 @@ def for_pretraining(
     With `test` (rows elsewhere) or `transductive` all rows are used; so are they where no row is labelled.
     """
     special = special_columns(data, label, group, split)
-    labels = data.labels(label)
+    labels, groups, by_column = data.labels(label), codes(data, group), marked(data, split)
     every, none = np.arange(len(data)), np.empty(0, int)
-    by_column = marked(data, split)
     if transductive:
         rows = Rows(every, none, special, "transductive: test rows are among them, without labels")
     elif by_column is not None:
-        rows = Rows(
-            by_column.train, by_column.test, special, f"{len(by_column.test):,} test rows of its split column left out"
-        )
-    elif test is not None or labels is None or not labels.known.any():
-        rows = Rows(every, none, special, "all rows" if test is None else "all rows; the test rows are elsewhere")
+        note = f"{len(by_column.test):,} test rows of its split column left out"
+        rows = Rows(by_column.train, by_column.test, special, note)
+    elif test is not None:
+        rows = Rows(every, none, special, "all rows; the test rows are elsewhere")
+    elif labels is None or not labels.known.any():
+        rows = Rows(every, none, special, "all rows")
     else:
-        part = splits.hold_out(labels.values, codes(data, group), fraction=HOLD_OUT, seed=seed, kind=labels.kind)
-        rows = Rows(part.train, part.test, special, f"{len(part.test):,} labelled rows held out for testing")
+        rows = _held_out(labels, groups, special, seed)
     if limit is not None and limit < len(rows.train):
         few = np.sort(seeds.numpy(seed, "limit").choice(rows.train, limit, replace=False))
         rows = replace(rows, train=few, note=f"{rows.note}; {limit:,} of {len(rows.train):,} drawn")
-    if len(rows.train) < 2:
-        raise UserError(f"{data.name} leaves {len(rows.train)} rows to train on; at least 2 are needed")
+    enough(rows.train, data)
     return rows
+
+
+def enough(train: np.ndarray, data: Data) -> None:
+    """Refuse to train on fewer than two rows."""
+    if len(train) < 2:
+        raise UserError(f"{data.name} leaves {len(train)} rows to train on; at least 2 are needed")
+
+
+def _held_out(labels: Labels, groups: np.ndarray | None, special: list[str], seed: int) -> Rows:
+    """A fifth of the labelled rows for testing; rows of classes that cannot be divided are all seen."""
+    known = np.flatnonzero(labels.known)
+    if labels.kind == "classes":
+        labels = replace(
+            labels, values=np.where(np.isin(labels.values, _lone(labels, known, groups)), -1, labels.values)
+        )
+        known = np.flatnonzero(labels.known)
+    if why := unfit(labels, known, groups):
+        note = f"all rows: none can be held out for testing, because {why}"
+        return Rows(np.arange(len(labels.values)), np.empty(0, int), special, note)
+    part = splits.hold_out(labels.values, groups, fraction=HOLD_OUT, seed=seed, kind=labels.kind)
+    return Rows(part.train, part.test, special, f"{len(part.test):,} labelled rows held out for testing")
+
+
+def _lone(labels: Labels, rows: np.ndarray, groups: np.ndarray | None) -> list[int]:
+    """The classes with a single row, or with rows in a single group: none of it can be held out."""
+    units = zip(labels.values[rows].tolist(), (rows if groups is None else groups[rows]).tolist(), strict=True)
+    counts = np.bincount([code for code, _ in set(units)], minlength=1)
+    return np.flatnonzero(counts == 1).tolist()
+
+
+def unfit(labels: Labels, rows: np.ndarray, groups: np.ndarray | None) -> str | None:
+    """Why the labelled `rows` cannot be divided into training and test rows, in words; None where they can."""
+    if len(rows) < 2:
+        return "fewer than 2 rows are labelled" if labels.kind == "numbers" else "no class has 2 labelled rows"
+    if groups is not None and len(np.unique(groups[rows])) < 2:
+        return f"all labelled rows are in group '{groups[rows[0]]}'"
+    if labels.kind == "numbers":
+        return None
+    if len(np.unique(labels.values[rows])) < 2:
+        return f"all labelled rows are of class '{labels.classes[labels.values[rows[0]]]}'"
+    if lone := _lone(labels, rows, groups):
+        only = "only 1 labelled row" if groups is None else "labelled rows in 1 group only"
+        return f"class {_listed([labels.classes[c] for c in lone])} has {only}: label more, or drop or merge the class"
+    return None
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(f"'{name}'" for name in names[:5]) + more
 
 
 @dataclass(frozen=True)
@@ -113,6 +160,8 @@ def for_measuring(
 
     `hashes` (n,) of the rows' content; `seen` those of pre-training; `fixed` the rows of --test or --split.
     """
+    if ask.per_class and labels.kind == "numbers":
+        raise UserError("--labels-per-class is for classes; this label is a number: use --labels N")
     groups = codes(data, ask.group)
     known = np.flatnonzero(labels.known)
     if len(known) == 0:
@@ -122,26 +171,24 @@ def for_measuring(
             f"{data.name} has the single class '{labels.classes[labels.values[known][0]]}': at least two are needed"
         )
     old = np.zeros(len(hashes), bool) if seen is None or ask.transductive else np.isin(hashes, seen)
-    suffix = (
-        " TRANSDUCTIVE: pre-training saw the test rows, without labels."
-        if ask.transductive and seen is not None
-        else ""
-    )
+    told = ask.transductive and seen is not None
+    suffix = " TRANSDUCTIVE: pre-training saw the test rows, without labels." if told else ""
+    where = "the given test rows"
     if fixed is None and old[known].any():
-        if old[known].all():
+        new = known[~old[known]]
+        if not len(new):
             raise UserError(
-                f"pre-training saw every labelled row of {data.name}, so none can test it: give --test PATH or --split "
-                "COLUMN, or pre-train again with the labels named (a fifth is then held out), or accept it with "
-                "--transductive"
+                f"the encoder was trained on every labelled row of {data.name}, so none can test it: give --test PATH "
+                "or --split COLUMN, or pre-train again with the labels named (a fifth is then held out), or accept it "
+                "with --transductive"
             )
-        fixed = splits.Split(known[old[known]], known[~old[known]], np.empty(0, int))
-        where = "the rows held out in pre-training"
-    else:
-        where = "the given test rows"
+        # Where most rows are unseen they were not held out: the data is another, with some rows in common.
+        if len(new) <= len(known) / 2:
+            fixed, where = splits.Split(known[old[known]], new, np.empty(0, int)), "the rows held out in pre-training"
     if fixed is None:
-        return _splits(labels, groups, known, ask, suffix)
-    test, pool = (np.intersect1d(part, known) for part in (fixed.test, fixed.train))
-    test = _unseen(test, old, ask)
+        return _splits(data, labels, groups, old, ask, suffix)
+    test = _unseen(np.intersect1d(fixed.test, known), old, ask)
+    pool = _apart(np.intersect1d(fixed.train, known), test, hashes, groups)
     if not len(test) or not len(pool):
         raise UserError(
             f"{data.name} leaves {len(pool)} labelled rows to train on and {len(test)} to test on: both are needed"
@@ -157,8 +204,8 @@ def _unseen(test: np.ndarray, old: np.ndarray, ask: Ask) -> np.ndarray:
     clash = int(old[test].sum())
     if clash > max(1, 0.05 * len(test)):
         raise UserError(
-            f"{clash} of {len(test)} test rows were seen in pre-training: pre-train again without them (--test or "
-            "--split there), or accept it with --transductive"
+            f"{clash} of {len(test)} test rows were seen in training the encoder: pre-train again without them (--test "
+            "or --split there), or accept it with --transductive"
         )
     if clash:
         words = f"{clash} test row(s) equal to a row seen in pre-training are left out of the test"
@@ -166,13 +213,32 @@ def _unseen(test: np.ndarray, old: np.ndarray, ask: Ask) -> np.ndarray:
     return test[~old[test]]
 
 
-def _splits(labels: Labels, groups: np.ndarray | None, known: np.ndarray, ask: Ask, suffix: str) -> Plan:
+def _apart(pool: np.ndarray, test: np.ndarray, hashes: np.ndarray, groups: np.ndarray | None) -> np.ndarray:
+    """The rows to train on that neither equal a test row nor share its group; the others are left out aloud."""
+    equal = np.isin(hashes[pool], hashes[test])
+    kin = np.zeros(len(pool), bool) if groups is None else np.isin(groups[pool], groups[test])
+    for lost, what in ((equal, "equal a test row"), (kin & ~equal, "are of a test row's group")):
+        if lost.any():
+            words = f"{int(lost.sum())} of {len(pool)} labelled training rows {what} and are left out"
+            warnings.warn(words, Warned, stacklevel=4)
+    return pool[~(equal | kin)]
+
+
+def _splits(data: Data, labels: Labels, groups: np.ndarray | None, old: np.ndarray, ask: Ask, suffix: str) -> Plan:
+    """Random splits; the test part is drawn from the rows that training the encoder did not see."""
+    known = np.flatnonzero(labels.known)
+    new = known[~old[known]]
+    if why := unfit(labels, new, groups):
+        raise UserError(f"{data.name} cannot be divided into training and test rows: {why}")
+    own = None if groups is None else groups[new]
     repeats = []
     for s in range(ask.repeats):
         seed = seeds.fold(ask.seed, "split", s) % 2**31
-        own = None if groups is None else groups[known]
-        part = splits.hold_out(labels.values[known], own, fraction=HOLD_OUT, seed=seed, kind=labels.kind)
-        repeats.append(_repeat(labels, groups, known[part.train], known[part.test], ask, s))
+        test = new[splits.hold_out(labels.values[new], own, fraction=HOLD_OUT, seed=seed, kind=labels.kind).test]
+        pool = np.setdiff1d(known, test)
+        if groups is not None:
+            pool = pool[~np.isin(groups[pool], groups[test])]
+        repeats.append(_repeat(labels, groups, pool, test, ask, s))
     words = f"{ask.repeats} random splits ({_drawn(ask)}), each tested on its own {len(repeats[0].test):,} rows."
     return Plan(repeats, False, f"{words} Intervals by Nadeau and Bengio's correction.{suffix}")
 
@@ -186,6 +252,8 @@ def _drawn(ask: Ask) -> str:
 def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: np.ndarray, ask: Ask, s: int) -> Repeat:
     seed = ask.seed + s
     given = pool
+    if ask.per_class:
+        _suffice(labels, pool, ask.per_class)
     if ask.per_class or ask.total:
         given = splits.few(
             labels.values, per_class=ask.per_class, total=ask.total, kind=labels.kind, seed=seed, among=pool
@@ -193,11 +261,27 @@ def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: n
     return Repeat(seed, given, choose(labels, groups, given, seed), test, pool)
 
 
+def _suffice(labels: Labels, pool: np.ndarray, wanted: int) -> None:
+    """Refuse more labels a class than there are, naming the class."""
+    counts = np.bincount(labels.values[pool])
+    short = [c for c in np.flatnonzero(counts < wanted) if counts[c]]
+    if short:
+        listed = ", ".join(f"'{labels.classes[c]}' has {counts[c]}" for c in short[:5])
+        raise UserError(
+            f"--labels-per-class {wanted}: of the labelled rows to train on, {listed}: ask for at most "
+            f"{min(counts[c] for c in short)}"
+        )
+
+
 def choose(labels: Labels, groups: np.ndarray | None, given: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The given rows divided for choosing settings: (fit, validation); no validation where no class has two."""
+    """The given rows divided for choosing settings: (fit, validation); no validation where rows or groups are too few.
+
+    Too few is: no class with two rows, fewer than five rows of numbers, one group.
+    """
     values = labels.values[given]
-    if labels.kind == "classes" and np.bincount(values).max() < 2:
-        return given, given[:0]
     own = None if groups is None else groups[given]
+    few = np.bincount(values).max() < 2 if labels.kind == "classes" else len(given) < 5
+    if few or (own is not None and len(np.unique(own)) < 2):
+        return given, given[:0]
     fit, held = splits.validation(labels.values[given], own, kind=labels.kind, seed=seed)
     return given[fit], given[held]

@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,21 +41,34 @@ def environment() -> dict[str, Any]:
 
 
 @contextmanager
-def saving(path: Path) -> Iterator[None]:
-    """Say what to do when the disk does not take a file; what was there before is intact (writes are atomic)."""
+def saving(path: Path, then: str = "") -> Iterator[None]:
+    """Say why a file cannot be written, and what to do `then`; what was there before is intact (writes are atomic)."""
     try:
         yield
-    except OSError as error:
-        reason = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}.get(
-            error.errno or 0, str(error)
-        )
-        raise UserError(
-            f"cannot write {path}: {reason}. Everything saved before is intact; go on with --resume"
-        ) from error
-    except SafetensorError as error:  # safetensors wraps the operating system's error
-        raise UserError(
-            f"cannot write {path}: {error}. Everything saved before is intact; go on with --resume"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors wraps the operating system's error
+        reasons = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the quota is used up"}
+        reason = reasons.get(getattr(error, "errno", None) or 0, str(error))
+        raise UserError(f"cannot write {path}: {reason}. Everything saved before is intact{then}") from error
+
+
+def check_place(path: str | Path, *, force: bool = False, keep: Iterable[str | Path] = ()) -> None:
+    """Refuse a place for a new run that holds something: anything without `force`, all but an older run with it.
+
+    `keep` are the paths that the new run is made from: a folder that holds one of them is never replaced.
+    """
+    path = Path(path)
+    base = next(p for p in (path, *path.parents, Path()) if p.exists())
+    if not base.is_dir() and base != path:
+        raise UserError(f"{path} cannot be made: {base} is a file; choose another --out")
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return
+    if not force:
+        raise UserError(f"{path} exists: choose another --out, or --force to replace it")
+    if not (path / "spec.json").is_file():
+        raise UserError(f"{path} exists and is not a modicum run, so --force does not replace it: choose another --out")
+    for kept in keep:
+        if Path(kept).resolve().is_relative_to(path.resolve()):
+            raise UserError(f"{path} holds {kept}, which the new run is made from: choose another --out")
 
 
 class Run:
@@ -68,13 +81,7 @@ class Run:
     def create(cls, path: str | Path, spec: dict[str, Any], *, force: bool = False) -> Run:
         """A new run at `path`; one that exists is replaced only with `force`, and only if it is a run."""
         path = Path(path)
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not force:
-                raise UserError(f"{path} exists: choose another --out, or --force to replace it")
-            if not (path / "spec.json").is_file():
-                raise UserError(
-                    f"{path} exists and is not a modicum run, so --force does not replace it: choose another --out"
-                )
+        check_place(path, force=force)
         with saving(path):
             if path.exists():
                 shutil.rmtree(path)
@@ -105,6 +112,11 @@ class Run:
             raise UserError(f"{file} was changed after it was written (its checksum differs): restore it or run again")
         return cls(path, spec)
 
+    @property
+    def finished(self) -> bool:
+        """Whether everything was written: the report comes last."""
+        return (self.path / "model.safetensors").is_file() and (self.path / "report.html").is_file()
+
     def save_spec(self) -> None:
         body = json.loads(json.dumps(self.spec))
         text = json.dumps({**body, "checksum": _checksum(body)}, indent=1)
@@ -118,7 +130,7 @@ class Run:
 
     def read_json(self, name: str, default: Any = None) -> Any:
         file = self.path / name
-        return json.loads(file.read_text("utf-8")) if file.is_file() else default
+        return _parsed(file, file.read_text("utf-8", "replace")) if file.is_file() else default
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl."""
@@ -128,8 +140,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """The whole rows of metrics.jsonl: a last line cut off by a kill is no row."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text("utf-8").split("\n")[:-1] if file.is_file() else []
-        return [json.loads(line) for line in lines if line]
+        lines = file.read_text("utf-8", "replace").split("\n")[:-1] if file.is_file() else []
+        return [_parsed(file, line) for line in lines if line]
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`."""
@@ -147,9 +159,9 @@ class Run:
         """Fill the module from model.safetensors, strictly."""
         file = self.path / "model.safetensors"
         if not file.is_file():
-            raise UserError(
-                f"{self.path} has no model.safetensors: the run was not finished; modicum pretrain --resume it"
-            )
+            verb = self.spec.get("verb", "pretrain")
+            todo = f"modicum pretrain --resume {self.path}" if verb == "pretrain" else f"run modicum {verb} again"
+            raise UserError(f"{self.path} has no model.safetensors: the run was not finished; {todo}")
         fill(module, load_tensors(file)[0], file)
 
     def array(self, name: str) -> np.ndarray | None:
@@ -172,7 +184,8 @@ class Run:
 
     def load_state(self, objective: nn.Module, optimizer: torch.optim.Optimizer) -> int:
         """Continue from the newest state that reads: fills both and returns its step, or 0 where nothing was saved."""
-        for part in (self.path / "state").glob(".tmp-*"):  # what a killed write left
+        # What a killed write left: our temporary files, and those of safetensors itself.
+        for part in [*self.path.glob(".tmp*"), *(self.path / "state").glob(".tmp*")]:
             part.unlink()
         for file in reversed(self._states()):
             try:
@@ -198,6 +211,13 @@ def _fill_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
         optimizer.state[like][slot] = value
 
 
+def _parsed(file: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged: {error}; restore it or make the run again") from None
+
+
 def _checksum(spec: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
 
@@ -205,8 +225,11 @@ def _checksum(spec: dict[str, Any]) -> str:
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
     """Write tensors to a safetensors file, whole or not at all."""
     plain = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
-    with saving(path), atomic_path(path) as temporary:
+    with saving(path, "; go on with --resume"), atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(plain, temporary, metadata)
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

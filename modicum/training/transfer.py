@@ -23,7 +23,7 @@ from modicum.training.batches import Batches
 from modicum.training.fit import fit
 from modicum.training.optim import adamw, cosine, groups
 
-RATES = {"scratch": (1e-3, 2e-3, 4e-3, 8e-3), "tuned": (1e-4, 3e-4, 1e-3, 3e-3)}
+RATES = {"scratch": (1e-3, 2e-3, 4e-3, 8e-3), "tuned": (1e-5, 3e-5, 1e-4, 3e-4)}
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Four trials each, for every contestant, the baselines included."""
 
@@ -145,8 +145,10 @@ def linear_head(objective: Supervised, task: Task, rows: np.ndarray, penalty: fl
     `penalty` is scikit-learn's C (its inverse for ridge).
     """
     x = embed(objective.encoder, task.source, rows).astype(np.float64)
-    mean, std = x.mean(0), x.std(0)
-    std[std < 1e-6 * max(1e-12, float(std.max()))] = 1.0
+    mean, var = x.mean(0), x.var(0)
+    # A feature that hardly varies in few rows is not blown up to the scale of the others: it would rule the head,
+    # and the least step of the layers below would then move every prediction.
+    std = np.sqrt(var + 0.1 * max(float(var.mean()), 1e-12))
     x, y = (x - mean) / std, task.target[rows]
     if task.kind == "classes":
         weight, bias = logistic(x, y, task.outputs, penalty)

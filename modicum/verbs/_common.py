@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import sys
 import time
@@ -14,42 +16,53 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from torch import nn
 
-from modicum.core.errors import UserError, unknown
+from modicum.core.errors import UserError, Warned
 from modicum.core.types import Input, Packed
 from modicum.datasets.data import Data, Labels
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+MOST = 2**31
+"""Seeds below this, plus a few for the repeats, suit every library's generator."""
 
 
-def at_least(least: int, **options: int | None) -> None:
-    """Refuse options below `least`, by name."""
+def at_least(least: int, **options: Any) -> None:
+    """Refuse options that are no whole numbers, or below `least`, by name."""
     for name, value in options.items():
+        if value is not None and (not isinstance(value, int | np.integer) or isinstance(value, bool)):
+            raise UserError(f"--{name.replace('_', '-')} {value!r}: wanted a whole number")
         if value is not None and value < least:
             raise UserError(f"--{name.replace('_', '-')} {value}: wanted at least {least}")
 
 
+def check_seed(seed: int) -> None:
+    """Refuse seeds that not every library takes."""
+    at_least(0, seed=seed)
+    if seed >= MOST:
+        raise UserError(f"--seed {seed}: wanted less than {MOST:,}")
+
+
+def check_memory(make: Callable[[], nn.Module]) -> None:
+    """Refuse a network whose training needs more memory than the machine has, before any of it is taken."""
+    try:
+        with torch.device("meta"):  # tensors without storage
+            weights = sum(p.numel() for p in make().parameters())
+    except (RuntimeError, OverflowError) as error:
+        raise UserError(f"the network cannot be made with these settings: {error}") from None
+    need = 16 * weights  # bytes in float32: the weight, its gradient, and AdamW's two moments
+    have = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else math.inf
+    if need > have:
+        raise UserError(
+            f"the network has {weights:,} weights and needs {need / 1e9:,.0f} GB to train; this machine has "
+            f"{have / 1e9:,.0f} GB: lower its width, depth or stages"
+        )
+
+
 def say(text: str) -> None:
     """Tell the user, on stderr."""
-    console.print(text, markup=False)
-
-
-def choose_device(name: str) -> torch.device:
-    """auto is cuda where there is one, with deterministic algorithms switched on so that runs resume exactly."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise unknown("device", name, ["auto", "cpu", "cuda"])
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: torch sees no CUDA device here; use --device cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    return torch.device("cuda")
-
-
-def precision(device: torch.device) -> torch.dtype | None:
-    """bfloat16 on CUDA; float32 on the CPU, where bfloat16 is many times slower."""
-    return torch.bfloat16 if device.type == "cuda" else None
+    console.print(text)
 
 
 class Bar:
@@ -85,15 +98,6 @@ def in_minutes(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
 
 
-def in_bytes(count: float) -> str:
-    """A number of bytes in words."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
 def packing(data: Data) -> Callable[[int, int, str], None]:
     """Progress of packing: what it takes is said before it starts, and how far it is every few seconds."""
     last = time.perf_counter()
@@ -114,7 +118,7 @@ def pack(input: Input, data: Data, skip_bad: bool) -> tuple[Packed, Data]:
     packed = input.pack(data.raw, skip_bad=skip_bad, progress=packing(data))
     if packed.bad:
         names = ", ".join(f"{path} ({why})" for _, path, why in packed.bad[:5])
-        warnings.warn(f"skipped {len(packed.bad)} bad row(s) of {data.name}: {names}", stacklevel=2)
+        warnings.warn(f"skipped {len(packed.bad)} bad row(s) of {data.name}: {names}", Warned, stacklevel=2)
         data = data.take(packed.keep)
     return packed, data
 
@@ -131,8 +135,6 @@ def card(data: Data, labels: Labels | None, packed: Packed, input: Input, **more
 
 def digest(hashes: np.ndarray) -> str:
     """A short fingerprint of packed rows in their order."""
-    import hashlib
-
     return hashlib.blake2b(np.ascontiguousarray(hashes).tobytes(), digest_size=12).hexdigest()
 
 

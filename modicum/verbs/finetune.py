@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from modicum.core import seeds
+from modicum.core.device import choose_device
 from modicum.core.errors import UserError, unknown
 from modicum.core.spec import names, parse, spec
 from modicum.core.types import Packed
-from modicum.datasets.data import Chain, Data, Labels, open_data
+from modicum.datasets.data import Chain, Data, Labels, address, open_data
 from modicum.model import load
 from modicum.nn.encoder import Encoder
 from modicum.objectives.supervised import Supervised
@@ -22,10 +25,10 @@ from modicum.training import baselines, transfer
 from modicum.training.apply import over
 from modicum.training.contest import Contestant, Entry, Plan, Repeat, hold, table
 from modicum.training.rows import Ask, choose, for_measuring, marked, special_columns
-from modicum.training.run import Run, command
+from modicum.training.run import Run, check_place, command
 from modicum.training.splits import Split
 from modicum.training.transfer import Task, check_method, with_seed
-from modicum.verbs._common import at_least, bar, card, choose_device, heard, pack, packing, say
+from modicum.verbs._common import at_least, bar, card, check_memory, check_seed, heard, in_minutes, pack, packing, say
 
 
 def finetune(
@@ -57,75 +60,114 @@ def finetune(
     """
     if labels_per_class is not None and labels is not None:
         raise UserError("give --labels-per-class or --labels, not both")
-    at_least(1, labels_per_class=labels_per_class, labels=labels, steps=steps, size=size)
-    at_least(2, seeds=seeds)
+    at_least(1, labels_per_class=labels_per_class, steps=steps, size=size)
+    at_least(2, labels=labels, seeds=seeds)
+    check_seed(seed)
     where = choose_device(device)
+    ask = Ask(labels_per_class, labels, seeds, seed, split, group, transductive)
     with heard() as warned:
         opened = open_data(data)
-        target = opened.labels(label)
-        if target is None:
-            columns = ", ".join(opened.table.column_names)
-            raise UserError(f"{opened.name} has no label column: name it with --label; columns: {columns}")
-        encoder, seen, parent = _encoder(run, opened, target, label, group, split, size)
-        if parent is None and method not in (None, "scratch"):
-            raise UserError(
-                f"--method {method} needs a pre-training run; '{run}' is an untrained encoder: use --method scratch"
-            )
-        method = check_method(method or ("lp-ft" if parent else "scratch"), encoder)
-        opened, target, packed, fixed = _rows(encoder, opened, target, test, label, split, skip_bad)
-        if labels_per_class is not None and target.kind == "numbers":
-            raise UserError("--labels-per-class is for classes; this label is a number: use --labels N")
-        ask = Ask(labels_per_class, labels, seeds, seed, split, group, transductive)
-        plan = for_measuring(opened, target, packed.hashes, seen, fixed, ask)
-        outputs = len(target.classes) or 1
+        start = _start(run, opened, label, ask, size)
+        chosen = _method(method, start, run)
+        path = Path(out) if out is not None else Path("runs") / f"{opened.name}-{chosen.replace(':', '-')}"
+        made_from = [start.parent.path] if start.parent else []
+        check_place(path, force=force, keep=[*made_from, *filter(None, map(address, (data, test)))])
+        rows = _rows(start.encoder, opened, test, label, split, skip_bad)
+        plan = for_measuring(rows.data, rows.labels, rows.packed.hashes, start.seen, rows.fixed, ask)
+        outputs = len(rows.labels.classes) or 1
         task = Task(
-            packed.source, target.values, target.kind, outputs, steps, device=where, views=opened.views, seed=seed
-        )
-        made = _create(out, opened, target, packed, encoder, method, seed, parent, force)
-        contestants = _contestants(encoder.to(where), method, parent, task)
-        first = plan.repeats[0]
-        say(
-            f"finetune on {len(first.given):,} labelled rows, {len(plan.repeats)} repeats, {len(first.test):,} test "
-            f"rows: {', '.join(c.name for c in contestants)} -> {made.path}"
-        )
-        with bar(len(plan.repeats) * len(contestants), "finetune", "fits") as shown:
-            for done, (_, name) in enumerate(hold(contestants, plan, task), 1):
-                shown.to(done, name)
-        _finish(made, contestants, plan, task, target, opened, method, warned)
+            rows.packed.source, rows.labels.values, rows.labels.kind, outputs, steps, device=where,
+            views=opened.views, seed=seed,
+        )  # fmt: skip
+        made = Run.create(path, _record(start, rows, chosen, seed), force=force)
+        contestants = _contestants(start.encoder.to(where), chosen, start.parent, task)
+        _hold(contestants, plan, task, made)
+        _finish(made, contestants, plan, task, rows, start, chosen, warned)
     return made
 
 
-def _encoder(
-    run: Any, data: Data, labels: Labels, label: str | None, group: str | None, split: str | None, size: int | None
-) -> tuple[Encoder, np.ndarray | None, Run | None]:
-    """The encoder, the hashes of rows it was pre-trained on, and its run; or a fresh one from a spec."""
+@dataclass(frozen=True)
+class Start:
+    """The encoder that is fine-tuned, the hashes of the rows it was trained on, and its run, where it has one."""
+
+    encoder: Encoder
+    seen: np.ndarray | None = None
+    parent: Run | None = None
+
+
+@dataclass(frozen=True)
+class Given:
+    """The rows of DATA and --test together, their labels, and how --test or a split column divides them."""
+
+    data: Data
+    labels: Labels
+    packed: Packed
+    fixed: Split | None
+
+
+def _method(method: str | None, start: Start, run: Any) -> str:
+    """The method that is shipped."""
+    if start.parent is None and method not in (None, "scratch"):
+        raise UserError(
+            f"--method {method} needs a pre-training run; '{run}' is an untrained encoder: use --method scratch"
+        )
+    return check_method(method or ("lp-ft" if start.parent else "scratch"), start.encoder)
+
+
+def _hold(contestants: list[Contestant], plan: Plan, task: Task, made: Run) -> None:
+    """Run the contest under a bar, saying before what is done and, after the first network, how long it may take."""
+    first, names, began = plan.repeats[0], [c.name for c in contestants], time.perf_counter()
+    say(
+        f"finetune on {len(first.given):,} labelled rows, {len(plan.repeats)} repeats, {len(first.test):,} test "
+        f"rows: {', '.join(names)} -> {made.path}"
+    )
+    networks = len(plan.repeats) * sum(c.kind != "baseline" for c in contestants)
+    with bar(len(plan.repeats) * len(contestants), "finetune", "fits") as shown:
+        for done, (_, name) in enumerate(hold(contestants, plan, task), 1):
+            shown.to(done, name)
+            if done == 1:
+                left = (time.perf_counter() - began) * (networks - 1)
+                say(f"{name} took {in_minutes(time.perf_counter() - began)}: at most about {in_minutes(left)} to go")
+
+
+def _start(run: Any, data: Data, label: str | None, ask: Ask, size: int | None) -> Start:
+    """The encoder of a run, or a fresh one from a spec."""
     if isinstance(run, Run) or Path(str(run)).is_dir():
         model = load(run)
         if data.modality is not type(model.input):
             raise UserError(
                 f"{model.run.path} takes {model.input.modality}; {data.name} holds {data.modality.modality}"
             )
-        return model.encoder, model.run.array("seen"), model.run
+        if (column := data.label_column(label)) in model.input.columns():
+            raise UserError(
+                f"{model.run.path} takes the label column '{column}' as an input, so it would be given the answer: "
+                f"pre-train again with --label {column}"
+            )
+        if size is not None and size != getattr(model.input, "size", None):
+            raise UserError(f"--size {size}: the size is the run's, {getattr(model.input, 'size', 'none')}")
+        if ask.transductive and model.run.spec["verb"] != "pretrain":
+            raise UserError(f"--transductive is for pre-training runs: {model.run.path} was trained on labels")
+        return Start(model.encoder, model.run.array("seen"), model.run)
     parsed = parse(str(run), "encoder")
     if parsed.get("name") not in names("trunk"):
         problem = unknown("encoder", str(parsed.get("name")), names("trunk"))
         raise UserError(f"'{run}' is no folder of a run, and as a spec: {problem}")
-    by_column = marked(data, split)
+    by_column = marked(data, ask.split)
     usable = np.arange(len(data)) if by_column is None else by_column.train
-    special = special_columns(data, label, group, split)
+    special = special_columns(data, label, ask.group, ask.split)
     fitted = data.modality.infer(data.raw, usable, size=size, exclude=special, progress=packing(data))
+    check_memory(lambda: Encoder.of(fitted, parsed))
     with seeds.forked(0, "init"):
-        return Encoder.of(fitted, parsed), None, None
+        return Start(Encoder.of(fitted, parsed))
 
 
-def _rows(
-    encoder: Encoder, data: Data, labels: Labels, test: Any, label: str | None, split: str | None, skip_bad: bool
-) -> tuple[Data, Labels, Packed, Split | None]:
+def _rows(encoder: Encoder, data: Data, test: Any, label: str | None, split: str | None, skip_bad: bool) -> Given:
     """Everything packed together: the rows of DATA and, where given, those of --test after them."""
+    _labels(data, label)
     packed, data = pack(encoder.input, data, skip_bad)
-    labels = data.labels(label) or labels
+    labels = _labels(data, label)
     if test is None:
-        return data, labels, packed, marked(data, split)
+        return Given(data, labels, packed, marked(data, split))
     other = open_data(test, data.modality)
     more, other = pack(encoder.input, other, skip_bad)
     classes = labels.classes if labels.kind == "classes" else None
@@ -137,7 +179,15 @@ def _rows(
     both = Packed(Chain(packed.source, more.source), np.arange(n + m), packed.bad + more.bad, hashes)
     values = np.concatenate([labels.values, theirs.values])
     fixed = Split(np.arange(n), np.arange(n, n + m), np.empty(0, int))
-    return data.join(other), Labels(labels.kind, values, labels.classes), both, fixed
+    return Given(data.join(other), Labels(labels.kind, values, labels.classes), both, fixed)
+
+
+def _labels(data: Data, label: str | None) -> Labels:
+    found = data.labels(label)
+    if found is None:
+        columns = ", ".join(data.table.column_names)
+        raise UserError(f"{data.name} has no label column: name it with --label; columns: {columns}")
+    return found
 
 
 def _contestants(encoder: Encoder, method: str, parent: Run | None, task: Task) -> list[Contestant]:
@@ -165,23 +215,18 @@ def _baseline(name: str, plain: baselines.Plain) -> Callable[[Repeat], Entry]:
 
 
 def _finish(
-    made: Run,
-    contestants: list[Contestant],
-    plan: Plan,
-    task: Task,
-    labels: Labels,
-    data: Data,
-    method: str,
+    made: Run, contestants: list[Contestant], plan: Plan, task: Task, rows: Given, start: Start, method: str,
     warned: list[str],
-) -> None:
+) -> None:  # fmt: skip
     """Write the results, ship one predictor, and render the report."""
+    labels = rows.labels
     reference, chosen = contestants[0], next(c for c in contestants if c.name == method)
-    rows = table(contestants, reference, plan)
+    ranked = table(contestants, reference, plan)
     given, tested = len(plan.repeats[0].given), len(plan.repeats[0].test)
     results: dict[str, Any] = {
         "score": "accuracy" if task.kind == "classes" else "R2", "higher_is_better": True, "labels": given,
         "seeds": len(plan.repeats), "test_rows": tested, "protocol": plan.protocol,
-        "contestants": rows, "reference": reference.name, "verdict": verdict(rows, method),
+        "contestants": ranked, "reference": reference.name, "verdict": verdict(ranked, method),
     }  # fmt: skip
     truth = [labels.values[r.test] for r in plan.repeats]
     if task.kind == "classes":
@@ -192,31 +237,31 @@ def _finish(
     else:
         results["mae"] = float(np.mean([np.abs(t - o).mean() for t, o in zip(truth, chosen.outputs, strict=True)]))
         results["scatter"] = np.stack([truth[0], chosen.outputs[0]], 1)[:1000].tolist()
-    shipped = _ship(chosen, plan, task, labels)
+    shipped, used = _ship(chosen, plan, task, labels)
     made.spec |= {"parts": {"objective": spec("objective", shipped)}, "classes": labels.classes, "task": task.kind}
     made.spec["data"]["warnings"] = warned
     made.write_json("results.json", results)
-    made.save_model(shipped)
+    # Who goes on from this run must not test on rows that it, or the run before it, was trained on.
+    trained = rows.packed.hashes[used]
+    made.save_model(shipped, seen=trained if start.seen is None else np.union1d(start.seen, trained))
     look = plan.repeats[0].test
-    made.write_json("exhibits.json", exhibits(shipped, task.source, look, data.ids(), labels, seed=task.seed))
+    made.write_json("exhibits.json", exhibits(shipped, task.source, look, rows.data.ids(), labels, seed=task.seed))
     made.save_spec()
     render(made.path)
     say(results["verdict"])
     say(f"done: {made.path / 'report.html'}")
 
 
-def _ship(chosen: Contestant, plan: Plan, task: Task, labels: Labels) -> Supervised:
-    """One model on all given labels: the first repeat's where repeats share them, else one more fit on everything."""
+def _ship(chosen: Contestant, plan: Plan, task: Task, labels: Labels) -> tuple[Supervised, np.ndarray]:
+    """One model on all given labels, and its rows: the first repeat's where repeats share them, else one more fit."""
     assert chosen.first is not None
-    if plan.crossed:
-        return chosen.first
+    first = plan.repeats[0]
+    if plan.crossed or len(first.given) < len(first.pool):
+        return chosen.first, first.given
     every = np.flatnonzero(labels.known)
-    drawn = len(plan.repeats[0].given) < len(plan.repeats[0].pool)
-    if drawn:
-        return chosen.first
     entry = chosen.enter(Repeat(task.seed, every, choose(labels, None, every, task.seed), every, every))
     assert entry.objective is not None
-    return entry.objective
+    return entry.objective, every
 
 
 def verdict(rows: list[dict[str, Any]], method: str) -> str:
@@ -232,11 +277,11 @@ def verdict(rows: list[dict[str, Any]], method: str) -> str:
     return f"Pre-training {words}: {method} is {size} from scratch. {winner}"
 
 
-def _create(
-    out: str | Path | None, data: Data, labels: Labels, packed: Packed, encoder: Encoder, method: str, seed: int,
-    parent: Run | None, force: bool,
-) -> Run:  # fmt: skip
-    path = Path(out) if out is not None else Path("runs") / f"{data.name}-{method.replace(':', '-')}"
+def _record(start: Start, rows: Given, method: str, seed: int) -> dict[str, Any]:
+    """The content of spec.json, before the results are known."""
+    parent = start.parent
     history = [*parent.spec.get("history", []), parent.spec["command"]] if parent else []
-    body = {"verb": "finetune", "command": command(), "history": history, "seed": seed, "method": method}
-    return Run.create(path, {**body, "data": card(data, labels, packed, encoder.input)}, force=force)
+    facts = card(rows.data, rows.labels, rows.packed, start.encoder.input)
+    return {
+        "verb": "finetune", "command": command(), "history": history, "seed": seed, "method": method, "data": facts
+    }  # fmt: skip

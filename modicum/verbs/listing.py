@@ -19,7 +19,10 @@ CONTEXT = {"encoder", "dim", "grid", "views"}
 def listing(
     kind: str | None = None, *, seed: int = 0, device: str = "auto", force: bool = False
 ) -> list[dict[str, Any]]:
-    """Rows {"kind", "name", "what", "arguments"} of one kind or of all."""
+    """List the parts there are: objectives, encoders, datasets and methods, with their arguments and defaults.
+
+    Returns rows {"kind", "name", "what", "arguments"} of one kind or of all.
+    """
     del seed, device, force  # every verb takes the same arguments
     if kind is not None and kind not in KINDS:
         raise unknown("list", kind, KINDS)

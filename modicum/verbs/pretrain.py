@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,31 +15,32 @@ import numpy as np
 import torch
 
 from modicum.core import seeds
+from modicum.core.device import choose_device, precision
 from modicum.core.errors import UserError
-from modicum.core.spec import Make, build, parse, spec, text_of
+from modicum.core.spec import Make, Spec, build, parse, spec, text_of
 from modicum.core.types import Input, Objective, Packed, Step
-from modicum.datasets.data import Data, Labels, builtin, open_data
+from modicum.datasets.data import Data, Labels, address, open_data
 from modicum.nn.encoder import Encoder
 from modicum.probes import Probe
 from modicum.report.exhibits import exhibits
 from modicum.report.page import render
-from modicum.training import guard
 from modicum.training.batches import Batches
 from modicum.training.fit import fit
+from modicum.training.guard import Guard
 from modicum.training.optim import adamw, cosine, groups
-from modicum.training.rows import Rows, for_pretraining
-from modicum.training.run import Run, command, environment
+from modicum.training.rows import Rows, enough, for_pretraining
+from modicum.training.run import Run, check_place, command, environment
 from modicum.verbs._common import (
     at_least,
     bar,
     card,
-    choose_device,
+    check_memory,
+    check_seed,
     digest,
     heard,
     in_minutes,
     pack,
     packing,
-    precision,
     say,
 )
 
@@ -44,17 +48,20 @@ WEIGHT_DECAY = 0.05
 SAVE_SECONDS = 30.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Job:
-    """A run about to be trained: the objective, the rows it may see, and where."""
+    """What is trained, on which rows, where, and how: `plan` holds steps, batch, lr, save_every and seed."""
 
-    run: Run
     objective: Objective
     packed: Packed
     data: Data
     rows: Rows
     labels: Labels | None
     device: torch.device
+    plan: dict[str, Any]
+
+    def batches(self) -> Batches:
+        return Batches(self.packed.source, self.rows.train, batch=self.plan["batch"], seed=self.plan["seed"])
 
 
 def pretrain(
@@ -91,50 +98,82 @@ def pretrain(
     if resume is not None:
         if data is not None or out is not None:
             raise UserError("--resume DIR continues that run as it was started: give no DATA and no --out")
-        return _train(_reopen(Run.open(resume), where), resume=True)
+        return _resume(Run.open(resume), where)
     if data is None:
         raise UserError("pretrain needs DATA: a path or a built-in name such as digits")
-    if epochs is not None and steps is not None:
-        raise UserError("give --epochs or --steps, not both")
-    at_least(1, epochs=epochs, steps=steps, limit=limit, size=size, save_every=save_every)
-    at_least(2, batch=batch)
-    if lr <= 0:
-        raise UserError(f"--lr {lr}: wanted a rate above 0")
+    plan = _checked(
+        {"steps": steps, "epochs": epochs, "batch": batch, "lr": lr, "save_every": save_every, "seed": seed}
+    )
+    at_least(1, limit=limit, size=size)
     asked: dict[str, Any] = {"label": label, "group": group, "split": split, "test": test, "transductive": transductive}
     asked |= {"limit": limit, "seed": seed, "skip_bad": skip_bad}
     with heard() as warned:
-        opened = open_data(data)
+        found = open_data(data)
         parts = (
-            parse(objective or opened.modality.default_objective, "objective"),
-            parse(encoder or opened.modality.default_trunk, "encoder"),
+            parse(found.modality.default_objective if objective is None else objective, "objective"),
+            parse(found.modality.default_trunk if encoder is None else encoder, "encoder"),
         )
-        input, packed, kept, rows = _prepare(opened, asked, size)
-    with seeds.forked(seed, "init"):
-        made = _make(parts[0], Encoder.of(input, parts[1]), opened)
-    labels = kept.labels(label)
-    per_epoch = max(1, len(rows.train) // min(batch, len(rows.train)))
-    total = steps or (epochs * per_epoch if epochs else max(1000, 20 * per_epoch))
-    facts = {"train_rows": len(rows.train), "held_out": len(rows.test), "note": rows.note, "warnings": warned}
-    origin = (
-        None if not isinstance(data, str | Path) else str(data) if str(data) in builtin() else str(Path(data).resolve())
+        path = Path(out) if out is not None else Path("runs") / f"{found.name}-{parts[0].get('name', 'sum')}"
+        check_place(path, force=force, keep=filter(None, map(address, (data, test))))
+        job = _job(found, parts, asked, plan, size, where)
+        seconds = pace(job)  # before anything is replaced: what cannot be trained fails here
+    run = Run.create(path, _record(job, asked, address(data), warned), force=force)
+    say(
+        f"pretrain {text_of(parts[0])} with {text_of(parts[1])} on {len(job.rows.train):,} rows ({job.rows.note}): "
+        f"{job.plan['steps']:,} steps of {job.batches().batch} rows, about {in_minutes(seconds * job.plan['steps'])} "
+        f"on {where.type} -> {run.path}"
     )
-    body = {
+    return _train(run, job)
+
+
+def _checked(plan: dict[str, Any]) -> dict[str, Any]:
+    """The plan of training, after checking the options it was asked for with."""
+    if plan["epochs"] is not None and plan["steps"] is not None:
+        raise UserError("give --epochs or --steps, not both")
+    at_least(1, epochs=plan["epochs"], steps=plan["steps"], save_every=plan["save_every"])
+    at_least(2, batch=plan["batch"])
+    check_seed(plan["seed"])
+    if not isinstance(plan["lr"], int | float) or not 0 < plan["lr"] < math.inf:
+        raise UserError(f"--lr {plan['lr']}: wanted a rate above 0")
+    return plan
+
+
+def _job(
+    data: Data, parts: tuple[Spec, Spec], asked: dict[str, Any], plan: dict[str, Any], size: int | None,
+    device: torch.device,
+) -> Job:  # fmt: skip
+    """Pack the rows, build the objective, and count the steps."""
+    input, packed, kept, rows = _prepare(data, asked, size)
+
+    def make() -> Objective:
+        # The data's hints on views, under the user's own options.
+        views = Make(lambda given: {**data.views, **(given["args"] if given else {})})
+        made: Objective = build("objective", parts[0], encoder=Encoder.of(input, parts[1]), views=views)
+        return made
+
+    check_memory(make)
+    with seeds.forked(plan["seed"], "init"):
+        objective = make().to(device)
+    per_epoch = max(1, len(rows.train) // min(plan["batch"], len(rows.train)))
+    steps = plan["steps"] or (plan["epochs"] * per_epoch if plan["epochs"] else max(1000, 20 * per_epoch))
+    return Job(objective, packed, kept, rows, kept.labels(asked["label"]), device, {**plan, "steps": steps})
+
+
+def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[str]) -> dict[str, Any]:
+    """The content of spec.json: enough to show the run and, where its data is not only in memory, to continue it."""
+    rows, input = job.rows, next(iter(job.objective.encoders().values())).input
+    facts = {"train_rows": len(rows.train), "held_out": len(rows.test), "note": rows.note, "warnings": warned}
+    test = address(asked["test"])
+    return {
         "verb": "pretrain",
         "command": command(),
-        "seed": seed,
-        "data": card(kept, labels, packed, input) | facts,
-        "digest": digest(packed.hashes),
-        "input": {"data": origin, **asked},
-        "train": {"steps": total, "batch": batch, "lr": lr, "save_every": save_every},
-        "parts": {"objective": spec("objective", made)},
+        "seed": job.plan["seed"],
+        "data": card(job.data, job.labels, job.packed, input) | facts,
+        "digest": digest(job.packed.hashes),
+        "input": {**asked, "test": test, "data": None if test is None and asked["test"] is not None else origin},
+        "train": {k: job.plan[k] for k in ("steps", "batch", "lr", "save_every")},
+        "parts": {"objective": spec("objective", job.objective)},
     }
-    path = Path(out) if out is not None else Path("runs") / f"{opened.name}-{parts[0].get('name', 'sum')}"
-    run = Run.create(path, body, force=force)
-    say(
-        f"pretrain {text_of(parts[0])} with {text_of(parts[1])} on {len(rows.train):,} rows ({rows.note}): "
-        f"{total:,} steps of {min(batch, len(rows.train))} rows on {where.type} -> {run.path}"
-    )
-    return _train(Job(run, made, packed, kept, rows, labels, where))
 
 
 def _prepare(data: Data, asked: dict[str, Any], size: int | None) -> tuple[Input, Packed, Data, Rows]:
@@ -148,6 +187,7 @@ def _prepare(data: Data, asked: dict[str, Any], size: int | None) -> tuple[Input
         fewer = rows.avoiding(packed.hashes, other.hashes)
         if len(fewer.train) < len(rows.train):  # their statistics may not shape the scaling either
             rows = fewer
+            enough(rows.train, data)
             input = data.modality.infer(kept.raw, rows.train, size=size, exclude=rows.special)
             packed = input.pack(kept.raw)
     return input, packed, kept, rows
@@ -157,86 +197,89 @@ def _rows(data: Data, asked: dict[str, Any]) -> Rows:
     return for_pretraining(data, **{k: v for k, v in asked.items() if k not in ("data", "skip_bad")})
 
 
-def _make(parsed: dict[str, Any], encoder: Encoder, data: Data) -> Objective:
-    """The objective around the encoder, with the data's hints on views under the user's own options."""
-    views = Make(lambda given: {**data.views, **(given["args"] if given else {})})
-    return build("objective", parsed, encoder=encoder, views=views)
-
-
-def _reopen(run: Run, device: torch.device) -> Job:
-    """The job of a run that was started before, from what its spec.json says."""
+def _resume(run: Run, device: torch.device) -> Run:
+    """Continue a run that was started before, as its spec.json says."""
     if run.spec["verb"] != "pretrain":
         raise UserError(f"{run.path} is a {run.spec['verb']} run; only pretrain runs are resumed")
     asked = run.spec["input"]
+    if run.finished:
+        say(f"{run.path} is finished: nothing is left to do")
+        return run
     if asked["data"] is None:
         raise UserError(f"{run.path} was trained on rows in memory, which are gone: it cannot be resumed")
     now = environment()
     changed = [f"{k} {run.spec[k]} -> {now[k]}" for k in now if run.spec[k] != now[k]]
     if changed:
         say(f"warning: the continuation may differ in its last bits, because this changed: {'; '.join(changed)}")
-    objective: Objective = build("objective", run.spec["parts"]["objective"])
+    with seeds.forked(run.spec["seed"], "init"):  # where nothing was saved, it starts from the same weights again
+        objective: Objective = build("objective", run.spec["parts"]["objective"])
     input = next(iter(objective.encoders().values())).input
-    packed, kept = pack(input, open_data(asked["data"]), asked["skip_bad"])
+    packed, kept = pack(input, open_data(asked["data"], type(input)), asked["skip_bad"])
     if digest(packed.hashes) != run.spec["digest"]:
         raise UserError(f"{asked['data']} has changed since {run.path} was started: restore it, or start a new run")
     rows = _rows(kept, asked)
     if asked["test"] is not None:
-        rows = rows.avoiding(packed.hashes, input.pack(open_data(asked["test"]).raw, skip_bad=asked["skip_bad"]).hashes)
-    return Job(run, objective, packed, kept, rows, kept.labels(asked["label"]), device)
+        other = input.pack(open_data(asked["test"], type(input)).raw, skip_bad=asked["skip_bad"])
+        rows = rows.avoiding(packed.hashes, other.hashes)
+    plan = {**run.spec["train"], "seed": run.spec["seed"]}
+    return _train(run, Job(objective.to(device), packed, kept, rows, kept.labels(asked["label"]), device, plan), True)
 
 
-def _train(job: Job, resume: bool = False) -> Run:
+def _train(run: Run, job: Job, resume: bool = False) -> Run:
     """Train from the newest state to the end, logging, probing and saving on the way."""
-    run, plan, seed = job.run, job.run.spec["train"], job.run.spec["seed"]
+    plan, objective, batches = job.plan, job.objective, job.batches()
     steps: int = plan["steps"]
-    objective = job.objective.to(job.device)
     optimizer = adamw(groups(objective, lr=plan["lr"], weight_decay=WEIGHT_DECAY))
-    batches = Batches(job.packed.source, job.rows.train, batch=plan["batch"], seed=seed)
-    start = run.load_state(objective, optimizer) if resume else 0
-    if resume:
-        where = f"resuming at step {start:,} of {steps:,}" if start else "nothing was saved yet, starting at step 0"
-        say(f"{run.path}: {where}")
-        run.cut_metrics(start)
-    if start < steps:
-        say(f"about {in_minutes(estimate(objective, batches, seed) * (steps - start))} of training")
+    start = _rewind(run, job, optimizer) if resume else 0
     probe = Probe(next(iter(objective.encoders().values())), job.packed.source, job.rows.train, job.labels)
-    log, began = max(1, steps // 200), time.perf_counter()
+    guard, log, began = Guard(steps), max(1, steps // 200), time.perf_counter()
     saved = began
-    with bar(steps, "pretrain", "rows") as shown:
-        for step in fit(
-            objective,
-            batches,
-            optimizer,
-            steps=steps,
-            seed=seed,
-            start=start,
-            schedule=cosine(steps),
-            clip=1.0,
-            precision=precision(job.device),
-        ):
+    options: dict[str, Any] = {"schedule": cosine(steps), "clip": 1.0, "precision": precision(job.device)}
+    with heard() as warned, _stoppable(run), bar(steps, "pretrain", "rows") as shown:
+        for step in fit(objective, batches, optimizer, steps=steps, seed=plan["seed"], start=start, **options):
             now = time.perf_counter()
             if step.number % log == 0 or step.number == steps:
                 row = _row(step, now - began, (step.number - start) * batches.batch)
                 if step.number % (10 * log) == 0 or step.number == steps:
                     row |= probe()
-                guard.check(row, steps)
+                guard.check(row)
                 run.log(row)
                 shown.to(step.number, f"loss {row['loss']:.3f}", batches.batch)
             if _due(step.number, now - saved, plan["save_every"]):
                 run.save_state(step.number, objective, optimizer)
                 saved = now
-    return _finish(job, time.perf_counter() - began)
+    run.spec["data"]["warnings"] += warned
+    return _finish(run, job, time.perf_counter() - began)
 
 
-def _finish(job: Job, seconds: float) -> Run:
+def _rewind(run: Run, job: Job, optimizer: torch.optim.Optimizer) -> int:
+    """Go back to the newest state, and say so; its step."""
+    start, steps = run.load_state(job.objective, optimizer), job.plan["steps"]
+    where = f"resuming at step {start:,} of {steps:,}" if start else "nothing was saved yet, starting at step 0"
+    left = f", about {in_minutes(pace(job) * (steps - start))} to go" if start < steps else ""
+    say(f"{run.path}: {where}{left}")
+    run.cut_metrics(start)
+    return start
+
+
+@contextmanager
+def _stoppable(run: Run) -> Iterator[None]:
+    """Tell who interrupts how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"stopped; modicum pretrain --resume {run.path}  goes on from the last saved step")
+        raise
+
+
+def _finish(run: Run, job: Job, seconds: float) -> Run:
     """Save the model, the hashes of the rows it saw, and the report."""
-    run = job.run
     run.save_model(job.objective, seen=job.packed.hashes[job.rows.train])
     run.spec["seconds"] = run.spec.get("seconds", 0.0) + seconds
     run.save_spec()
     say(f"trained in {in_minutes(seconds)}; writing the report")
     look = job.rows.test if len(job.rows.test) else job.rows.train
-    shown = exhibits(job.objective, job.packed.source, look, job.data.ids(), job.labels, seed=run.spec["seed"])
+    shown = exhibits(job.objective, job.packed.source, look, job.data.ids(), job.labels, seed=job.plan["seed"])
     run.write_json("exhibits.json", shown)
     say(f"done: {render(run.path)}")
     return run
@@ -254,11 +297,11 @@ def _row(step: Step, seconds: float, rows: int) -> dict[str, Any]:
     return row | {"seconds": round(seconds, 3), "rate": round(rows / max(seconds, 1e-9), 1)}
 
 
-def estimate(objective: Objective, batches: Batches, seed: int) -> float:
+def pace(job: Job) -> float:
     """Seconds a step, from three steps of a copy that is thrown away."""
-    trial = copy.deepcopy(objective)
-    times = []
-    for step in fit(trial, batches, adamw(groups(trial, lr=1e-9, weight_decay=0.0)), steps=3, seed=seed):
+    trial = copy.deepcopy(job.objective)
+    optimizer, times = adamw(groups(trial, lr=1e-9, weight_decay=0.0)), []
+    for step in fit(trial, job.batches(), optimizer, steps=3, seed=job.plan["seed"], precision=precision(job.device)):
         step.loss.item()
         times.append(time.perf_counter())
     return float(np.diff(times).min())

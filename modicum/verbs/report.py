@@ -9,7 +9,10 @@ from modicum.training.run import Run
 
 
 def report(run: str | Path | Run, *, seed: int = 0, device: str = "auto", force: bool = False) -> Path:
-    """Write RUN/report.html and return its path; it replaces only the page, which holds nothing of its own."""
+    """Write the page RUN/report.html again, from the run's own files.
+
+    It replaces only the page, which holds nothing of its own. Returns its path.
+    """
     del seed, device, force  # the page is a function of the run's files; every verb takes the same arguments
     opened = run if isinstance(run, Run) else Run.open(run)
     return render(opened.path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from modicum.core.atomic import atomic_path
-from modicum.core.errors import UserError, Warned
+from modicum.core.errors import UserError
 from modicum.core.types import Packed
-from modicum.datasets.data import Data
+from modicum.datasets.data import Data, open_data
 from modicum.model import Model, load
 from modicum.training.apply import embed as features
 from modicum.training.run import Run, saving
-from modicum.verbs._common import choose_device, say
+from modicum.verbs._common import bar, in_minutes, pack, say
+
+CHUNK = 2048
+"""Rows between two moves of the bar."""
 
 
 def predict(
@@ -32,10 +36,13 @@ def predict(
     device: str = "auto",
     force: bool = False,
 ) -> pa.Table:
-    """Write a Parquet table: id, predicted, and the probability of every class (`p_CLASS`); returns it too."""
+    """Predict every row of DATA and write a Parquet table: id, predicted, the probability of every class (`p_CLASS`).
+
+    DATA needs no labels. Returns the table.
+    """
     del seed  # nothing here is random; every verb takes the same arguments
-    model, given, packed = _open(run, data, output, skip_bad, device, force)
-    out = model.outputs(packed)
+    model, given, packed = _open(run, data, output, "predict", skip_bad, device, force)
+    out = np.concatenate([model.outputs(packed, rows) for rows in _chunks(packed.source.size, "predict")])
     columns: dict[str, Any] = {"id": given.ids()}
     if model.classes:
         columns["predicted"] = np.array(model.classes)[out.argmax(1)]
@@ -55,10 +62,14 @@ def embed(
     device: str = "auto",
     force: bool = False,
 ) -> pa.Table:
-    """Write a Parquet table: id and `embedding`, a list of float32 a row; returns it too."""
+    """Embed every row of DATA and write a Parquet table: id and `embedding`, a list of float32 a row.
+
+    Returns the table.
+    """
     del seed
-    model, given, packed = _open(run, data, output, skip_bad, device, force)
-    z = features(model.encoder, packed.source, np.arange(packed.source.size))
+    model, given, packed = _open(run, data, output, None, skip_bad, device, force)
+    parts = [features(model.encoder, packed.source, rows) for rows in _chunks(packed.source.size, "embed")]
+    z = np.concatenate(parts)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(z.ravel()), z.shape[1])
     return _write(pa.table({"id": given.ids(), "embedding": lists}), output)
 
@@ -73,34 +84,47 @@ def reconstruct(
     device: str = "auto",
     force: bool = False,
 ) -> pa.Table:
-    """Write a folder: errors.parquet (id, error a row) and, for images, each input beside its reconstruction as PNG."""
+    """Rebuild every row of DATA by an autoencoder and write a folder: each input beside its reconstruction, the errors.
+
+    The folder holds errors.parquet (id, error a row; for tables also both rows in words) and, for images, a PNG a row.
+    Returns the table of errors.
+    """
     del seed
     folder = Path(output)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not force:
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, and a folder is written: choose another -o")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
         raise UserError(f"{folder} exists: choose another -o, or --force to write into it")
-    model, given, packed = _open(run, data, folder / "errors.parquet", skip_bad, device, True)
-    again, errors = model.rebuild(packed)
-    pair = getattr(model.input, "beside", None)
-    table: pa.Table = pa.table({"id": given.ids(), "error": errors})
+    model, given, packed = _open(run, data, folder / "errors.parquet", "reconstruct", skip_bad, device, True)
+    ids, pair = given.ids(), getattr(model.input, "beside", None)
+    columns: dict[str, list[Any]] = {"id": ids, "error": []}
     with saving(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        if pair is not None:
-            for start in range(0, packed.source.size, 1024):
-                index = np.arange(start, min(start + 1024, packed.source.size))
-                pictures = pair(packed.source.rows(index), {k: v[index] for k, v in again.items()})
-                for row, picture in zip(index, pictures, strict=True):
-                    picture.save(folder / f"{row:06d}-{_safe(given.ids()[row])}.png")
-        else:
-            table = _with_cells(table, model, packed, again)
-    return _write(table, folder / "errors.parquet")
+        for rows in _chunks(packed.source.size, "reconstruct"):
+            again, errors = model.rebuild(packed, rows)
+            columns["error"] += errors.tolist()
+            before = packed.source.rows(rows)
+            if pair is not None:
+                for row, picture in zip(rows, pair(before, again), strict=True):
+                    picture.save(folder / f"{row:06d}-{_safe(ids[row])}.png")
+            else:  # nothing to draw: the rows in words
+                for name, batch in (("input", before), ("output", again)):
+                    columns.setdefault(name, []).extend(s["text"] for s in model.input.show(batch))
+    return _write(pa.table(columns), folder / "errors.parquet")
 
 
-def _with_cells(table: pa.Table, model: Model, packed: Packed, again: dict[str, Any]) -> pa.Table:
-    """The rows in words beside their reconstructions, where there is nothing to draw."""
-    rows = packed.source.rows(np.arange(packed.source.size))
-    for name, batch in (("input", rows), ("output", again)):
-        table = table.append_column(name, pa.array([s["text"] for s in model.input.show(batch)]))
-    return table
+def _chunks(size: int, words: str) -> Iterator[np.ndarray]:
+    """Row numbers in chunks, under a bar; how long the rest takes is said after the first where it is long."""
+    began = time.perf_counter()
+    with bar(size, words, "rows") as shown:
+        for start in range(0, size, CHUNK):
+            rows = np.arange(start, min(start + CHUNK, size))
+            yield rows
+            done = start + len(rows)
+            left = (time.perf_counter() - began) * (size - done) / done
+            if start == 0 and left > 10:
+                say(f"about {in_minutes(left)} to go")
+            shown.to(done)
 
 
 def _safe(name: str) -> str:
@@ -108,20 +132,24 @@ def _safe(name: str) -> str:
 
 
 def _open(
-    run: str | Path | Run, data: Any, output: str | Path, skip_bad: bool, device: str, force: bool
+    run: str | Path | Run, data: Any, output: str | Path, method: str | None, skip_bad: bool, device: str, force: bool
 ) -> tuple[Model, Data, Packed]:
-    """The model and the rows, after making sure that the result can be written."""
+    """The model and the rows, after making sure that the model can do it and that the result can be written."""
     path = Path(output)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder: give the name of a file, such as -o {path / 'out.parquet'}")
     if path.exists() and not force:
         raise UserError(f"{path} exists: choose another -o, or --force to replace it")
-    parent = next(p for p in (path.parent, *path.parent.parents) if p.exists())
+    parent = next(p for p in (*path.parents, Path()) if p.exists())
+    if not parent.is_dir():
+        raise UserError(f"{path} cannot be written: {parent} is a file; choose another -o")
     if not os.access(parent, os.W_OK):
         raise UserError(f"{parent} is not writable: choose another -o")
-    model = load(run, device=choose_device(device))
-    given, packed = model.open(data, skip_bad=skip_bad)
-    if packed.bad:
-        words = ", ".join(f"{name} ({why})" for _, name, why in packed.bad[:10])
-        warnings.warn(f"left out {len(packed.bad)} bad row(s): {words}", Warned, stacklevel=3)
+    model = load(run, device=device)
+    if method is not None:
+        model.able(method)
+    opened = open_data(data, type(model.input))
+    packed, given = pack(model.input, opened, skip_bad)
     say(f"{len(given):,} rows of {given.name} -> {path}")
     return model, given, packed
 

@@ -58,8 +58,10 @@ class Upsample(nn.Module):
 class ConvNet(Trunk):
     """A strided stem and `stages` of `blocks` residual blocks, each stage half as fine and twice as wide.
 
-    `stride` of the stem defaults to 2 (4 from 96 pixels on). `norm`: batch, or group (exact in Many, no batch
-    statistics). Tokens (b, h·w, c) enter as channels-last without a copy.
+    The output is one token, a spatial pyramid (Lazebnik et al. 2006): every stage's map, averaged down to at most
+    cells×cells, side by side, so that a linear probe sees what is where at every scale. `cells=0` gives the last
+    stage's map as tokens instead. `stride` of the stem defaults to 4 (2 below 24 pixels). `norm`: batch, or group
+    (exact in Many, no batch statistics). Tokens (b, h·w, c) enter as channels-last without a copy.
     """
 
     def __init__(
@@ -72,21 +74,23 @@ class ConvNet(Trunk):
         kernel: int = 5,
         stride: int | None = None,
         norm: str = "batch",
+        cells: int = 4,
     ) -> None:
         super().__init__()
         if len(grid) != 2:
             raise UserError(
                 f"convnet wants tokens on a 2-d grid such as pixels; this data has grid {tuple(grid)}: use mlp"
             )
-        if min(width, stages, blocks, kernel) < 1 or kernel % 2 == 0 or (stride is not None and stride < 1):
+        wrong = kernel % 2 == 0 or cells < 0 or (stride is not None and stride < 1)
+        if min(width, stages, blocks, kernel) < 1 or wrong:
             raise UserError(
-                "convnet wants width, stages, blocks and stride of at least 1 and an odd kernel; got "
-                f"{width=}, {stages=}, {blocks=}, {stride=}, {kernel=}"
+                "convnet wants width, stages, blocks and stride of at least 1, an odd kernel and cells >= 0; got "
+                f"{width=}, {stages=}, {blocks=}, {stride=}, {kernel=}, {cells=}"
             )
         self.dim, self.grid, self.width, self.stages, self.blocks = dim, tuple(grid), width, stages, blocks
-        self.kernel, self.stride, self.norm = kernel, stride, norm
+        self.kernel, self.stride, self.norm, self.cells = kernel, stride, norm, cells
         self.can = frozenset({"stack"} | ({"pad_width"} if norm == "batch" else set()))
-        first = stride or (4 if min(grid) >= 96 else 2)
+        first = stride or (4 if min(grid) >= 24 else 2)
         self.stem = nn.Sequential(
             nn.Conv2d(dim, width, kernel, first, kernel // 2, bias=False), norm2d(norm, width), nn.ReLU(inplace=True)
         )
@@ -98,14 +102,26 @@ class ConvNet(Trunk):
                 before = wide if j or not k else wide // 2
                 self.stage.append(Block(before, wide, 2 if k and not j else 1, norm))
         self.dim_out, self.grid_out = self.widths[-1], self.sizes[-1]
+        if cells:
+            kept = [w * min(cells, a) * min(cells, b) for w, (a, b) in zip(self.widths, self.sizes, strict=True)]
+            self.dim_out, self.grid_out = sum(kept), (1, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, tokens: Tokens) -> Tokens:
         x = tokens.x.view(-1, *self.grid, self.dim).permute(0, 3, 1, 2)
         x = self.stem(x)
-        for block in self.stage:
+        scales = []
+        for k, block in enumerate(self.stage, 1):
             x = block(x)
-        return Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), None, self.grid_out)
+            if self.cells and k % self.blocks == 0:
+                scales.append(self._cells(x))
+        out = torch.cat(scales, 1).unsqueeze(1) if scales else x.permute(0, 2, 3, 1).flatten(1, 2)
+        return Tokens(out, None, self.grid_out)
+
+    def _cells(self, x: Tensor) -> Tensor:
+        """A map (b, c, h, w) averaged down to at most cells×cells, flattened."""
+        size = (min(self.cells, x.shape[2]), min(self.cells, x.shape[3]))
+        return (x if x.shape[2:] == size else F.adaptive_avg_pool2d(x, size)).flatten(1)
 
     def layers(self) -> Layers:
         names = [f"stage{k + 1}.block{j + 1}" for k in range(self.stages) for j in range(self.blocks)]
