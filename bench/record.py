@@ -17,9 +17,9 @@ from _common import append, machine
 
 import modicum
 
-OBJECTIVE = "simclr(temperature=.5)"
-ENCODER = "convnet(stride=4)"
-STEPS, BATCH, SEEDS, METHOD = 1200, 256, 10, "lp-ft"
+OBJECTIVE = "simclr(n=4)"
+ENCODER = "convnet(cells=7)"
+STEPS, BATCH, SEEDS, METHOD = 2000, 128, 10, "probe"
 LIMIT_S = 300.0
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import re
+import select
 import shutil
 import subprocess
 import sys
@@ -102,8 +103,9 @@ def test_lists_show_names_arguments_and_defaults() -> None:
     assert "unknown list 'encoder'; valid: encoders, " in run("list", "encoder", code=2).stderr
 
 
-def test_pretrain_in_a_process_of_its_own(tmp_path: Path) -> None:
+def test_pretrain_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One JSON object is all of stdout; the words, a bad image among them, go to stderr and to the report."""
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path / "cache"))  # nothing is packed before
     data = small.folder(tmp_path / "unicode né", classes=("été", "日本"))
     small.cut(data / "été" / "000.png")
     options = ("--encoder", "convnet:width=8,stages=2", "--steps", 3, "--batch", 8, "--device", "cpu")
@@ -203,7 +205,9 @@ def test_a_terminal_shows_a_bar_with_rate_and_remaining_time(monkeypatch: pytest
             shown.to(4, "loss 1.5", 256)
             assert shown.progress is not None
             shown.progress.refresh()
-    seen = os.read(master, 1 << 16).decode()
+        seen = ""
+        while select.select([master], [], [], 0.2)[0]:
+            seen += os.read(master, 1 << 16).decode()
     os.close(master)
     assert "4/10" in seen
     assert re.search(r"[\d,]+ rows/s  loss 1.5", seen)

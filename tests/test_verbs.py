@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,202 +20,10 @@ from torch import Tensor
 
 import modicum
 from modicum import Run, UserError
-from modicum.core.errors import Warned
-from modicum.core.spec import part
-from modicum.datasets.data import Data, Labels, open_data
-from modicum.modalities._imagedecode import decode
-from modicum.training.contest import Plan
-from modicum.training.rows import Ask, for_measuring, for_pretraining, marked
+from modicum.datasets.data import open_data
+from modicum.modalities.tables import Tables
+from modicum.training import contest
 from modicum.training.run import load_tensors
-from modicum.training.splits import Split
-
-ROWS = 60
-
-
-def data(**columns: Any) -> Data:
-    """A table of 60 rows with the given columns, of which only names and labels matter here."""
-    table = pa.table({"label": ["ab"[i % 2] for i in range(ROWS)], **columns})
-    return Data("table", part("modality", "tables"), table, table)
-
-
-def labels_of(given: Data) -> Labels:
-    found = given.labels()
-    assert found is not None
-    return found
-
-
-HASHES = np.arange(ROWS, dtype=np.uint64)
-
-
-def plan(
-    given: Data | None = None, seen: Any = None, fixed: Split | None = None, hashes: np.ndarray = HASHES, **ask: Any
-) -> Plan:
-    given = given or data()
-    seen = None if seen is None else hashes[np.asarray(seen)]
-    return for_measuring(given, labels_of(given), hashes, seen, fixed, Ask(**{"repeats": 3, **ask}))
-
-
-def numbers(index: np.ndarray) -> set[int]:
-    return set(index.tolist())
-
-
-# --- which rows train, and which test ---
-
-
-def test_an_untrained_encoder_is_measured_on_random_splits() -> None:
-    made = plan()
-    assert not made.crossed
-    assert len({tuple(r.test) for r in made.repeats}) == 3, "every repeat has its own split"
-    for repeat in made.repeats:
-        assert numbers(repeat.test).isdisjoint(numbers(repeat.given))
-        assert len(repeat.test) == 12
-        assert len(repeat.given) == 48
-        fit, held = repeat.choose
-        assert numbers(fit) | numbers(held) == numbers(repeat.given)
-        assert numbers(fit).isdisjoint(numbers(held))
-    assert "3 random splits (all given labels, each a new seed), each tested on its own 12 rows" in made.protocol
-
-
-def test_the_split_column_decides() -> None:
-    given = data(split=["test" if i < 10 else "valid" if i < 20 else None for i in range(ROWS)])
-    made = plan(given, fixed=marked(given, None))
-    assert made.crossed
-    for repeat in made.repeats:
-        assert repeat.test.tolist() == list(range(10))
-        assert repeat.given.tolist() == list(range(10, ROWS)), "rows marked valid are given ones"
-    assert "all tested on the given test rows: 10" in made.protocol
-
-
-def test_rows_held_out_in_pretraining_are_the_test_rows() -> None:
-    held = list(range(0, ROWS, 5)) + list(range(1, ROWS, 30))
-    seen = [i for i in range(ROWS) if i not in held]
-    made = plan(seen=seen)
-    assert made.crossed
-    for repeat in made.repeats:
-        assert repeat.test.tolist() == sorted(held)
-        assert repeat.given.tolist() == seen
-    assert "the rows held out in pre-training: 14" in made.protocol
-
-
-def test_other_data_with_a_few_seen_rows_is_split_at_random_and_tested_on_unseen_rows() -> None:
-    seen = [3, 4, 5]
-    made = plan(seen=seen)
-    assert not made.crossed
-    for repeat in made.repeats:
-        assert numbers(repeat.test).isdisjoint(seen)
-        assert numbers(repeat.given) >= set(seen)
-        assert len(repeat.given) + len(repeat.test) == ROWS
-
-
-def test_data_that_was_seen_altogether_cannot_test() -> None:
-    with pytest.raises(UserError, match="trained on every labelled row of table, so none can test it: give --test"):
-        plan(seen=range(ROWS))
-    fixed = Split(np.arange(40), np.arange(40, ROWS), np.empty(0, int))
-    with pytest.raises(UserError, match="20 of 20 test rows were seen in training the encoder"):
-        plan(seen=range(ROWS), fixed=fixed)
-    with pytest.warns(Warned, match=r"1 test row\(s\) equal to a row seen in pre-training are left out"):
-        assert plan(seen=[40], fixed=fixed).repeats[0].test.tolist() == list(range(41, ROWS))
-
-
-def test_transductive_is_allowed_and_said() -> None:
-    made = plan(seen=range(ROWS), transductive=True)
-    assert made.protocol.endswith("TRANSDUCTIVE: pre-training saw the test rows, without labels.")
-    assert "TRANSDUCTIVE" not in plan(transductive=True).protocol, "nothing was pre-trained"
-
-
-def test_groups_never_straddle() -> None:
-    patients = [f"p{i // 4}" for i in range(ROWS)]
-    given = data(patient=patients)
-    own = np.array(patients)
-    for repeat in plan(given, group="patient").repeats:
-        assert not set(own[repeat.test]) & set(own[repeat.given])
-        fit, held = repeat.choose
-        assert not set(own[fit]) & set(own[held])
-    fixed = Split(np.arange(18, ROWS), np.arange(18), np.empty(0, int))
-    with pytest.warns(Warned, match="2 of 42 labelled training rows are of a test row's group and are left out"):
-        made = plan(given, fixed=fixed, group="patient")
-    assert not set(own[made.repeats[0].test]) & set(own[made.repeats[0].given])
-    rows = for_pretraining(
-        given, label=None, group="patient", split=None, test=None, transductive=False, limit=None, seed=0
-    )
-    assert len(rows.test)
-    assert not set(own[rows.test]) & set(own[rows.train])
-    assert rows.special == ["patient", "label"], "groups and labels are no features"
-
-
-def test_training_rows_equal_to_a_test_row_are_left_out() -> None:
-    hashes = HASHES.copy()
-    hashes[30] = hashes[2]
-    fixed = Split(np.arange(10, ROWS), np.arange(10), np.empty(0, int))
-    with pytest.warns(Warned, match="1 of 50 labelled training rows equal a test row and are left out"):
-        made = plan(fixed=fixed, hashes=hashes)
-    assert 30 not in made.repeats[0].given
-
-
-def test_unlabelled_rows_neither_train_nor_test() -> None:
-    given = data(label=[None if i % 3 == 0 else "ab"[i % 2] for i in range(ROWS)])
-    for repeat in plan(given).repeats:
-        assert all(i % 3 for i in [*repeat.test, *repeat.given])
-
-
-@pytest.mark.parametrize("ask", [{"per_class": 3}, {"total": 6}])
-def test_few_labels_are_drawn_anew_in_every_repeat(ask: dict[str, int]) -> None:
-    made = plan(seen=range(48), **ask)
-    assert len({tuple(r.given) for r in made.repeats}) == 3
-    for repeat in made.repeats:
-        assert np.bincount(labels_of(data()).values[repeat.given]).tolist() == [3, 3]
-        assert repeat.test.tolist() == list(range(48, ROWS))
-    assert "labelled subset" in made.protocol
-
-
-@pytest.mark.parametrize("total", [2, 3, 4, 5])
-def test_very_few_numbers_are_all_fitted(total: int) -> None:
-    given = data(label=np.linspace(0, 1, ROWS))
-    for repeat in plan(given, total=total).repeats:
-        assert len(repeat.given) == total
-        assert len(repeat.choose[0]) >= min(total, 4)
-
-
-def test_pretraining_holds_a_fifth_of_the_labelled_rows_out() -> None:
-    ask: dict[str, Any] = {"label": None, "group": None, "split": None, "test": None, "limit": None, "seed": 0}
-    rows = for_pretraining(data(), transductive=False, **ask)
-    assert (len(rows.train), len(rows.test)) == (48, 12)
-    assert numbers(rows.train).isdisjoint(numbers(rows.test))
-    every = for_pretraining(data(), transductive=True, **ask)
-    assert len(every.train) == ROWS
-    assert "transductive" in every.note
-    few = for_pretraining(data(), transductive=False, **{**ask, "limit": 7})
-    assert len(few.train) == 7
-    assert numbers(few.train) <= numbers(rows.train)
-    assert "7 of 48 drawn" in few.note
-
-
-@pytest.mark.parametrize(
-    ("label", "why"),
-    [
-        (["a"] * ROWS, "all labelled rows are of class 'a'"),
-        ([f"c{i}" for i in range(ROWS)], "no class has 2 labelled rows"),
-        (["a"] + [None] * (ROWS - 1), "no class has 2 labelled rows"),
-    ],
-)
-def test_labels_that_cannot_be_divided_do_not_stop_pretraining(label: list[Any], why: str) -> None:
-    rows = for_pretraining(
-        data(label=label), label=None, group=None, split=None, test=None, transductive=False, limit=None, seed=0
-    )
-    assert len(rows.train) == ROWS
-    assert rows.note == f"all rows: none can be held out for testing, because {why}"
-
-
-def test_a_class_with_a_single_row_trains() -> None:
-    rows = for_pretraining(
-        data(label=["rare", *("ab"[i % 2] for i in range(ROWS - 1))]),
-        label=None, group=None, split=None, test=None, transductive=False, limit=None, seed=0,
-    )  # fmt: skip
-    assert len(rows.test) == 12
-    assert 0 in rows.train
-
-
-# --- whole verbs ---
 
 
 def hashes_of(run: Run, images: Path) -> np.ndarray:
@@ -314,17 +123,6 @@ def test_predictions(tuned: Run, images: Path, tmp_path: Path) -> None:
     model = modicum.load(tuned)
     np.testing.assert_array_equal(model.predict_proba(images), shares)
     np.testing.assert_array_equal(model.predict(str(images)), table.column("predicted").to_numpy())
-
-
-def test_one_model_takes_arrays_lists_and_paths_alike(tuned: Run, images: Path) -> None:
-    model, paths = modicum.load(tuned), sorted(str(p) for p in images.rglob("*.png"))
-    arrays = [np.asarray(decode(p, 10, 1))[..., 0] for p in paths]
-    wanted = model.embed(images)
-    assert wanted.dtype == np.float32
-    stack, pictures = np.stack(arrays), [Image.fromarray(a) for a in arrays]
-    for given in (stack, torch.from_numpy(stack), arrays, pictures, paths, pd.DataFrame({"path": paths})):
-        np.testing.assert_array_equal(model.embed(given), wanted)
-    assert model.predict(arrays[:1]).shape == (1,)
 
 
 def test_embeddings(pre: Run, images: Path, tmp_path: Path) -> None:
@@ -431,3 +229,55 @@ def test_specs_are_plain_json(tuned: Run) -> None:
     assert body["parts"]["objective"]["name"] == "supervised"
     assert body["classes"] == ["a", "b"]
     assert body["method"] == "lp-ft"
+
+
+@pytest.mark.usefixtures("quick")
+def test_images_of_every_mode_go_through(tmp_path: Path) -> None:
+    """Grey, RGB, RGBA, palette, 16-bit and rotated images of different sizes, from pre-training to predictions."""
+    data = tmp_path / "mixed"
+    for k in range(24):
+        (data / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        image, path = Image.fromarray(small.picture(k, 10 + k)), data / "ab"[k % 2] / f"{k:02d}"
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        match k // 2 % 6:
+            case 0:
+                image.save(path.with_suffix(".png"))
+            case 1:
+                image.convert("RGB").save(path.with_suffix(".jpg"))
+            case 2:
+                image.convert("RGBA").save(path.with_suffix(".png"))
+            case 3:
+                image.convert("RGB").quantize(8).save(path.with_suffix(".png"))
+            case 4:
+                Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(path.with_suffix(".png"))
+            case 5:
+                image.convert("RGB").save(path.with_suffix(".jpg"), exif=turned)
+    made = modicum.pretrain(data, out=tmp_path / "pre", **small.TINY)
+    assert modicum.load(made).input.channels == 3  # type: ignore[attr-defined]
+    run = modicum.finetune(made, data, method="probe", out=tmp_path / "tuned", **small.FEW)
+    assert modicum.load(run).predict(data).shape == (24,)
+
+
+def test_a_fresh_encoder_is_scaled_by_the_training_rows_of_each_split(tmp_path: Path, monkeypatch: Any) -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"a": rng.normal(size=60), "label": ["x", "y"] * 30})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    used = []
+    infer = Tables.infer.__func__
+
+    def noted(cls: type[Tables], raw: Any, index: np.ndarray, **options: Any) -> Tables:
+        used.append(np.sort(index))
+        return infer(cls, raw, index, **options)
+
+    monkeypatch.setattr(Tables, "infer", classmethod(noted))
+    plans: list[Any] = []
+    whole = contest.hold
+    monkeypatch.setattr(
+        sys.modules["modicum.verbs.finetune"], "hold", lambda c, plan, task: plans.append(plan) or whole(c, plan, task)
+    )
+    run = modicum.finetune("mlp(width=4)", tmp_path / "t.csv", seeds=2, steps=2, out=tmp_path / "run")
+    for repeat in plans[0].repeats:
+        assert any(np.array_equal(index, np.sort(repeat.pool)) for index in used)
+        assert not np.intersect1d(repeat.pool, repeat.test).size
+    assert len(modicum.load(run).predict(frame)) == 60

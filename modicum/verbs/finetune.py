@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from modicum.core import seeds
 from modicum.core.device import choose_device
@@ -25,7 +26,7 @@ from modicum.training import baselines, transfer
 from modicum.training.apply import over
 from modicum.training.contest import Contestant, Entry, Plan, Repeat, hold, table
 from modicum.training.rows import Ask, choose, for_measuring, marked, special_columns
-from modicum.training.run import Run, check_place, command
+from modicum.training.run import Run, check_place, command, save_tensors
 from modicum.training.splits import Split
 from modicum.training.transfer import Task, check_method, with_seed
 from modicum.verbs._common import at_least, bar, card, check_memory, check_seed, heard, in_minutes, pack, packing, say
@@ -80,7 +81,7 @@ def finetune(
             views=opened.views, seed=seed,
         )  # fmt: skip
         made = Run.create(path, _record(start, rows, chosen, seed), force=force)
-        contestants = _contestants(start.encoder.to(where), chosen, start.parent, task)
+        contestants = _contestants(_footing(start, rows, plan, task), chosen, start, task)
         _hold(contestants, plan, task, made)
         _finish(made, contestants, plan, task, rows, start, chosen, warned)
     return made
@@ -88,11 +89,15 @@ def finetune(
 
 @dataclass(frozen=True)
 class Start:
-    """The encoder that is fine-tuned, the hashes of the rows it was trained on, and its run, where it has one."""
+    """The encoder that is fine-tuned, the hashes of the rows it was trained on, and its run, where it has one.
+
+    A fresh encoder has `infer` instead: the encoder whose scaling is taken from the rows given.
+    """
 
     encoder: Encoder
     seen: np.ndarray | None = None
     parent: Run | None = None
+    infer: Callable[[np.ndarray], Encoder] | None = None
 
 
 @dataclass(frozen=True)
@@ -155,10 +160,14 @@ def _start(run: Any, data: Data, label: str | None, ask: Ask, size: int | None) 
     by_column = marked(data, ask.split)
     usable = np.arange(len(data)) if by_column is None else by_column.train
     special = special_columns(data, label, ask.group, ask.split)
-    fitted = data.modality.infer(data.raw, usable, size=size, exclude=special, progress=packing(data))
-    check_memory(lambda: Encoder.of(fitted, parsed))
-    with seeds.forked(0, "init"):
-        return Start(Encoder.of(fitted, parsed))
+
+    def fitted(index: np.ndarray) -> Encoder:
+        input = data.modality.infer(data.raw, index, size=size, exclude=special, progress=packing(data))
+        check_memory(lambda: Encoder.of(input, parsed))
+        with seeds.forked(0, "init"):
+            return Encoder.of(input, parsed)
+
+    return Start(fitted(usable), infer=fitted)
 
 
 def _rows(encoder: Encoder, data: Data, test: Any, label: str | None, split: str | None, skip_bad: bool) -> Given:
@@ -190,16 +199,41 @@ def _labels(data: Data, label: str | None) -> Labels:
     return found
 
 
-def _contestants(encoder: Encoder, method: str, parent: Run | None, task: Task) -> list[Contestant]:
+Footing = Callable[[Repeat], tuple[Encoder, Task]]
+
+
+def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
+    """The encoder and the packed rows that a repeat stands on.
+
+    Where every repeat is a split of its own, a fresh encoder's scaling comes from that repeat's training rows alone.
+    """
+    start.encoder.to(task.device)
+    if start.infer is None or plan.crossed:
+        return lambda repeat: (start.encoder, task)
+    made: dict[int, tuple[Encoder, Task]] = {}
+
+    def own(repeat: Repeat) -> tuple[Encoder, Task]:
+        if repeat.seed not in made:
+            made.clear()
+            encoder = start.infer(rows.packed.keep[repeat.pool]).to(task.device)  # type: ignore[misc]
+            source = encoder.input.pack(rows.data.raw, skip_bad=True).source
+            made[repeat.seed] = encoder, replace(task, source=source)
+        return made[repeat.seed]
+
+    return own
+
+
+def _contestants(footing: Footing, method: str, start: Start, task: Task) -> list[Contestant]:
     """Scratch first (the reference), the probe and the method where there is something pre-trained, the baselines."""
-    plain = baselines.Plain(encoder.input, task)
-    networks = dict.fromkeys(["scratch", *(["probe", method] if parent else [])])
-    out = [Contestant(n, "scratch" if n == "scratch" else "pretrained", _network(encoder, n, task)) for n in networks]
-    return out + [Contestant(n, "baseline", _baseline(n, plain)) for n in baselines.names(encoder.input, task.kind)]
+    networks = dict.fromkeys(["scratch", *(["probe", method] if start.parent else [])])
+    out = [Contestant(n, "scratch" if n == "scratch" else "pretrained", _network(footing, n)) for n in networks]
+    simple = baselines.names(start.encoder.input, task.kind)
+    return out + [Contestant(n, "baseline", _baseline(footing, n)) for n in simple]
 
 
-def _network(encoder: Encoder, method: str, task: Task) -> Callable[[Repeat], Entry]:
+def _network(footing: Footing, method: str) -> Callable[[Repeat], Entry]:
     def enter(repeat: Repeat) -> Entry:
+        encoder, task = footing(repeat)
         fitted = transfer.train(encoder, method, with_seed(task, repeat.seed), repeat.given, repeat.choose)
         one = fitted.objective
         return Entry(lambda rows: over(one, one.predict, task.source, rows), fitted.setting, one)
@@ -207,9 +241,10 @@ def _network(encoder: Encoder, method: str, task: Task) -> Callable[[Repeat], En
     return enter
 
 
-def _baseline(name: str, plain: baselines.Plain) -> Callable[[Repeat], Entry]:
+def _baseline(footing: Footing, name: str) -> Callable[[Repeat], Entry]:
     def enter(repeat: Repeat) -> Entry:
-        return Entry(*baselines.train(name, plain, repeat.given, repeat.choose))
+        encoder, task = footing(repeat)
+        return Entry(*baselines.train(name, baselines.Plain(encoder.input, task), repeat.given, repeat.choose))
 
     return enter
 
@@ -241,11 +276,17 @@ def _finish(
     made.spec |= {"parts": {"objective": spec("objective", shipped)}, "classes": labels.classes, "task": task.kind}
     made.spec["data"]["warnings"] = warned
     made.write_json("results.json", results)
+    if plan.crossed:  # row by row, so that runs on the same repeats can be compared in pairs later
+        scores = {c.name: torch.from_numpy(np.stack(c.scores)) for c in contestants}
+        save_tensors(made.path / "scores.safetensors", scores)
     # Who goes on from this run must not test on rows that it, or the run before it, was trained on.
     trained = rows.packed.hashes[used]
     made.save_model(shipped, seen=trained if start.seen is None else np.union1d(start.seen, trained))
     look = plan.repeats[0].test
-    made.write_json("exhibits.json", exhibits(shipped, task.source, look, rows.data.ids(), labels, seed=task.seed))
+    own = shipped.encoder.input
+    same = spec("modality", own) == spec("modality", start.encoder.input)
+    source = task.source if same else own.pack(rows.data.raw, skip_bad=True).source
+    made.write_json("exhibits.json", exhibits(shipped, source, look, rows.data.ids(), labels, seed=task.seed))
     made.save_spec()
     render(made.path)
     say(results["verdict"])
