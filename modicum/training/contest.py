@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -79,7 +79,11 @@ def interval(a: Contestant, b: Contestant | None, plan: Plan) -> Interval:
         scores = np.stack(a.scores)
         return crossed(scores) if b is None else paired(scores, np.stack(b.scores))
     values = [float(s.mean() - (0 if b is None else t.mean())) for s, t in zip(a.scores, (b or a).scores, strict=True)]
-    return repeated(values, len(plan.repeats[0].pool), len(plan.repeats[0].test))
+    found = repeated(values, len(plan.repeats[0].pool), len(plan.repeats[0].test))
+    if not all(((t == 0) | (t == 1)).all() for t in a.scores):
+        return found
+    least = 0.0 if b is None else -1.0  # a share of right answers, or the difference of two
+    return replace(found, low=max(found.low, least), high=min(found.high, 1.0))
 
 
 def table(contestants: list[Contestant], reference: Contestant, plan: Plan) -> list[dict[str, Any]]:

@@ -83,7 +83,7 @@ def train(encoder: Encoder, method: str, task: Task, rows: np.ndarray, choose: t
     best = trials[1]
     if len(held):
         scores = [mistake(_once(encoder, method, task, fit_rows, s), task, held) for s in trials]
-        best = trials[int(np.argmin(scores))]
+        best = trials[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))]  # a trial that diverged is never the best
     name = "C" if method == "probe" else "rate"
     return Fitted(
         _once(encoder, method, task, rows, best),

@@ -276,6 +276,8 @@ def _finish(
     made.spec |= {"parts": {"objective": spec("objective", shipped)}, "classes": labels.classes, "task": task.kind}
     made.spec["data"]["warnings"] = warned
     made.write_json("results.json", results)
+    for row in start.parent.metrics() if start.parent else []:  # so that the report shows where the encoder came from
+        made.log(row)
     if plan.crossed:  # row by row, so that runs on the same repeats can be compared in pairs later
         scores = {c.name: torch.from_numpy(np.stack(c.scores)) for c in contestants}
         save_tensors(made.path / "scores.safetensors", scores)
