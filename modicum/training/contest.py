@@ -16,13 +16,17 @@ from modicum.training.transfer import Task, predictions
 
 @dataclass(frozen=True)
 class Repeat:
-    """One repeat: the labelled rows given out of `pool`, how they divide for choosing settings, and the test rows."""
+    """One repeat: the labelled rows given out of `pool`, how they divide for choosing settings, and the test rows.
+
+    `free` are the other rows on the training side: their labels, if they have any, are not to be used.
+    """
 
     seed: int
     given: np.ndarray
     choose: tuple[np.ndarray, np.ndarray]
     test: np.ndarray
     pool: np.ndarray
+    free: np.ndarray
 
 
 @dataclass(frozen=True)

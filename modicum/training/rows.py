@@ -193,7 +193,8 @@ def for_measuring(
         raise UserError(
             f"{data.name} leaves {len(pool)} labelled rows to train on and {len(test)} to test on: both are needed"
         )
-    repeats = [_repeat(labels, groups, pool, test, ask, s) for s in range(ask.repeats)]
+    side = np.union1d(pool, fixed.train[~labels.known[fixed.train]])
+    repeats = [_repeat(labels, groups, pool, side, test, ask, s) for s in range(ask.repeats)]
     words = f"{ask.repeats} repeats ({_drawn(ask)}), all tested on {where}: {len(test):,}."
     drawn = "labelled subset, seed" if ask.per_class or ask.total else "seed"
     return Plan(repeats, True, f"{words} Intervals cover {drawn} and test rows.{suffix}")
@@ -236,9 +237,11 @@ def _splits(data: Data, labels: Labels, groups: np.ndarray | None, old: np.ndarr
         seed = seeds.fold(ask.seed, "split", s) % 2**31
         test = new[splits.hold_out(labels.values[new], own, fraction=HOLD_OUT, seed=seed, kind=labels.kind).test]
         pool = np.setdiff1d(known, test)
+        side = np.setdiff1d(np.arange(len(labels.values)), new if groups is None else test)
+        side = np.union1d(side, pool)
         if groups is not None:
-            pool = pool[~np.isin(groups[pool], groups[test])]
-        repeats.append(_repeat(labels, groups, pool, test, ask, s))
+            pool, side = (part[~np.isin(groups[part], groups[test])] for part in (pool, side))
+        repeats.append(_repeat(labels, groups, pool, side, test, ask, s))
     words = f"{ask.repeats} random splits ({_drawn(ask)}), each tested on its own {len(repeats[0].test):,} rows."
     return Plan(repeats, False, f"{words} Intervals by Nadeau and Bengio's correction.{suffix}")
 
@@ -249,7 +252,10 @@ def _drawn(ask: Ask) -> str:
     return f"each with its own {ask.total} labels and seed" if ask.total else "all given labels, each a new seed"
 
 
-def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: np.ndarray, ask: Ask, s: int) -> Repeat:
+def _repeat(
+    labels: Labels, groups: np.ndarray | None, pool: np.ndarray, side: np.ndarray, test: np.ndarray, ask: Ask, s: int
+) -> Repeat:
+    """Repeat s: `given` of the labelled `pool`; `side` is everything on the training side, unlabelled rows too."""
     seed = ask.seed + s
     given = pool
     if ask.per_class:
@@ -258,7 +264,7 @@ def _repeat(labels: Labels, groups: np.ndarray | None, pool: np.ndarray, test: n
         given = splits.few(
             labels.values, per_class=ask.per_class, total=ask.total, kind=labels.kind, seed=seed, among=pool
         )
-    return Repeat(seed, given, choose(labels, groups, given, seed), test, pool)
+    return Repeat(seed, given, choose(labels, groups, given, seed), test, pool, np.setdiff1d(side, given))
 
 
 def _suffice(labels: Labels, pool: np.ndarray, wanted: int) -> None:

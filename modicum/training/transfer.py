@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -22,14 +24,19 @@ from modicum.training.apply import embed, over
 from modicum.training.batches import Batches
 from modicum.training.fit import fit
 from modicum.training.optim import adamw, cosine, groups
+from modicum.training.propagate import graph, propagate
 
 RATES = {"scratch": (1e-3, 2e-3, 4e-3, 8e-3), "tuned": (1e-5, 3e-5, 1e-4, 3e-4)}
+SPREADS = (0.8, 0.9, 0.95, 0.99)
+UNLABELLED, COMPONENTS = 15_000, 256
+"""Rows that labels are propagated to, and principal components their graph is made of, at most."""
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Four trials each, for every contestant, the baselines included."""
 
 METHODS = {
     "scratch": "train the whole network from random weights",
     "probe": "freeze the encoder; a linear model on its features",
+    "propagate": "probe, also on what the labels say of unlabelled rows through their nearest neighbours (classes)",
     "top:K": "probe, then train the top K layers and the head; the layers below keep their bits",
     "lp-ft": "probe, then train everything from there at a lower rate for lower layers (Kumar et al. 2022)",
     "full": "train everything, the head from zero",
@@ -38,7 +45,10 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Task:
-    """Targets (n,) of a source's rows, of `kind` "classes" (`outputs` of them) or "numbers", and how to train."""
+    """Targets (n,) of a source's rows, of `kind` "classes" (`outputs` of them) or "numbers", and how to train.
+
+    `free` are rows that may be learned from without their labels.
+    """
 
     source: Source
     target: np.ndarray
@@ -49,6 +59,7 @@ class Task:
     views: dict[str, Any] | None = None
     device: torch.device | str = "cpu"
     seed: int = 0
+    free: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -78,17 +89,15 @@ def train(encoder: Encoder, method: str, task: Task, rows: np.ndarray, choose: t
 
     Where there is nothing to choose on (one label a class), the second setting is taken.
     """
-    trials = PENALTIES if method == "probe" else RATES["scratch" if method in ("scratch", "full") else "tuned"]
+    frozen = {"probe": ("C", PENALTIES), "propagate": ("alpha", SPREADS)}
+    name, trials = frozen.get(method) or ("rate", RATES["scratch" if method in ("scratch", "full") else "tuned"])
     fit_rows, held = choose
+    once = partial(_once, encoder, method, task) if method != "propagate" else _propagator(encoder, task, rows)
     best = trials[1]
     if len(held):
-        scores = [mistake(_once(encoder, method, task, fit_rows, s), task, held) for s in trials]
+        scores = [mistake(once(fit_rows, s), task, held) for s in trials]
         best = trials[int(np.argmin(np.nan_to_num(scores, nan=np.inf)))]  # a trial that diverged is never the best
-    name = "C" if method == "probe" else "rate"
-    return Fitted(
-        _once(encoder, method, task, rows, best),
-        f"{name}={best:g}" + ("" if method == "probe" else f", {task.steps} steps"),
-    )
+    return Fitted(once(rows, best), f"{name}={best:g}" + ("" if method in frozen else f", {task.steps} steps"))
 
 
 def mistake(objective: Supervised, task: Task, rows: np.ndarray) -> float:
@@ -101,11 +110,8 @@ def mistake(objective: Supervised, task: Task, rows: np.ndarray) -> float:
 
 def _once(encoder: Encoder, method: str, task: Task, rows: np.ndarray, setting: float) -> Supervised:
     """One training of one method at one setting."""
-    tower = fresh(encoder, task.seed) if method == "scratch" else copy.deepcopy(encoder)
-    numbers = task.kind == "numbers"
-    shift, scale = (float(task.target[rows].mean()), float(task.target[rows].std()) or 1.0) if numbers else (0.0, 1.0)
-    with seeds.forked(task.seed, "head"):
-        objective = Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views).to(task.device)
+    objective = _untrained(encoder, method, task, rows)
+    tower = objective.encoder
     if method == "probe":
         linear_head(objective, task, rows, setting)
     elif method in ("scratch", "full"):
@@ -118,6 +124,47 @@ def _once(encoder: Encoder, method: str, task: Task, rows: np.ndarray, setting: 
         tower.keep_statistics = True
         _descend(objective, task, rows, setting, decay=0.8, freeze=layers - top)
     return objective
+
+
+def _untrained(encoder: Encoder, method: str, task: Task, rows: np.ndarray) -> Supervised:
+    """The encoder (new weights for scratch) under a head of zeros that starts from the mean."""
+    tower = fresh(encoder, task.seed) if method == "scratch" else copy.deepcopy(encoder)
+    numbers = task.kind == "numbers"
+    shift, scale = (float(task.target[rows].mean()), float(task.target[rows].std()) or 1.0) if numbers else (0.0, 1.0)
+    with seeds.forked(task.seed, "head"):
+        return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views).to(task.device)
+
+
+def _propagator(encoder: Encoder, task: Task, given: np.ndarray) -> Callable[[np.ndarray, float], Supervised]:
+    """How to train by propagation from some of the given rows at an alpha; the graph is made once.
+
+    The head is a logistic regression on the principal components of the features of given and unlabelled rows, with the
+    surer 70 % of the propagated labels; it is folded into a head on the features themselves.
+    """
+    if task.kind != "classes":
+        raise UserError("--method propagate is for classes; for numbers use probe or lp-ft")
+    free = np.empty(0, int) if task.free is None else task.free
+    if len(free) > UNLABELLED:
+        free = seeds.numpy(task.seed, "free").choice(free, UNLABELLED, replace=False)
+    every = np.concatenate([given, free])
+    x, mean, std = scaled(embed(encoder, task.source, every))
+    pca = PCA(min(COMPONENTS, *x.shape), svd_solver="randomized", random_state=0).fit(x)
+    z = pca.transform(x)
+    edges = graph(z)
+
+    def once(rows: np.ndarray, alpha: float) -> Supervised:
+        known = np.flatnonzero(np.isin(every, rows))
+        share = propagate(edges, known, task.target[every[known]], task.outputs, alpha)
+        codes, sure = share.argmax(1), share.max(1)
+        codes[known], sure[known] = task.target[every[known]], 1.0
+        keep = sure >= np.quantile(sure, 0.3)
+        weight, bias = logistic(z[keep], codes[keep], task.outputs, PENALTIES[0])
+        objective = _untrained(encoder, "propagate", task, rows)
+        wide = weight @ pca.components_
+        set_head(objective, wide, bias - wide @ pca.mean_, mean, std)
+        return objective
+
+    return once
 
 
 def fresh(encoder: Encoder, seed: int) -> Encoder:
@@ -144,19 +191,29 @@ def linear_head(objective: Supervised, task: Task, rows: np.ndarray, penalty: fl
 
     `penalty` is scikit-learn's C (its inverse for ridge).
     """
-    x = embed(objective.encoder, task.source, rows).astype(np.float64)
-    mean, var = x.mean(0), x.var(0)
-    # A feature that hardly varies in few rows is not blown up to the scale of the others: it would rule the head,
-    # and the least step of the layers below would then move every prediction.
-    std = np.sqrt(var + 0.1 * max(float(var.mean()), 1e-12))
-    x, y = (x - mean) / std, task.target[rows]
+    x, mean, std = scaled(embed(objective.encoder, task.source, rows))
+    y = task.target[rows]
     if task.kind == "classes":
         weight, bias = logistic(x, y, task.outputs, penalty)
     else:
         ridge = Ridge(alpha=1 / penalty).fit(x, (y - objective.shift) / objective.scale)
         weight, bias = ridge.coef_[None], np.atleast_1d(ridge.intercept_)
-    tensors = [torch.as_tensor(a, dtype=torch.float64) for a in (weight, bias, mean, std)]
-    folded = fold_scaling(*tensors)
+    set_head(objective, weight, bias, mean, std)
+
+
+def scaled(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features (n, d) standardised, in float64, with their means and scales (d,)."""
+    x = x.astype(np.float64)
+    mean, var = x.mean(0), x.var(0)
+    # A feature that hardly varies in few rows is not blown up to the scale of the others: it would rule the head,
+    # and the least step of the layers below would then move every prediction.
+    std = np.sqrt(var + 0.1 * max(float(var.mean()), 1e-12))
+    return (x - mean) / std, mean, std
+
+
+def set_head(objective: Supervised, weight: np.ndarray, bias: np.ndarray, mean: np.ndarray, std: np.ndarray) -> None:
+    """Make the head the linear map (weight, bias) of features standardised by mean and std."""
+    folded = fold_scaling(*(torch.as_tensor(a, dtype=torch.float64) for a in (weight, bias, mean, std)))
     with torch.no_grad():
         objective.head.weight.copy_(folded[0])
         objective.head.bias.copy_(folded[1])
@@ -185,7 +242,3 @@ def predictions(
     if task.kind == "classes":
         return out, (out.argmax(1) == true).astype(np.float64)
     return out, 1 - (out - true) ** 2 / max(float(true.var()), 1e-12)
-
-
-def with_seed(task: Task, seed: int) -> Task:
-    return replace(task, seed=seed)

@@ -28,7 +28,7 @@ from modicum.training.contest import Contestant, Entry, Plan, Repeat, hold, tabl
 from modicum.training.rows import Ask, choose, for_measuring, marked, special_columns
 from modicum.training.run import Run, check_place, command, save_tensors
 from modicum.training.splits import Split
-from modicum.training.transfer import Task, check_method, with_seed
+from modicum.training.transfer import Task, check_method
 from modicum.verbs._common import at_least, bar, card, check_memory, check_seed, heard, in_minutes, pack, packing, say
 
 
@@ -56,8 +56,8 @@ def finetune(
     """Measure methods and baselines over repeats on labelled rows, and write a run with one shipped predictor.
 
     `run`: a pre-training run, or an encoder's spec such as "convnet" to train from scratch. `method`: what is shipped
-    (scratch, probe, top:K, lp-ft, full; default lp-ft of a run); scratch, probe and the simple baselines are always
-    measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
+    (scratch, probe, propagate, top:K, lp-ft, full; default lp-ft of a run); scratch, probe and the simple baselines
+    are always measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
     """
     if labels_per_class is not None and labels is not None:
         raise UserError("give --labels-per-class or --labels, not both")
@@ -234,7 +234,8 @@ def _contestants(footing: Footing, method: str, start: Start, task: Task) -> lis
 def _network(footing: Footing, method: str) -> Callable[[Repeat], Entry]:
     def enter(repeat: Repeat) -> Entry:
         encoder, task = footing(repeat)
-        fitted = transfer.train(encoder, method, with_seed(task, repeat.seed), repeat.given, repeat.choose)
+        own = replace(task, seed=repeat.seed, free=repeat.free)
+        fitted = transfer.train(encoder, method, own, repeat.given, repeat.choose)
         one = fitted.objective
         return Entry(lambda rows: over(one, one.predict, task.source, rows), fitted.setting, one)
 
@@ -302,7 +303,8 @@ def _ship(chosen: Contestant, plan: Plan, task: Task, labels: Labels) -> tuple[S
     if plan.crossed or len(first.given) < len(first.pool):
         return chosen.first, first.given
     every = np.flatnonzero(labels.known)
-    entry = chosen.enter(Repeat(task.seed, every, choose(labels, None, every, task.seed), every, every))
+    free = np.flatnonzero(~labels.known)
+    entry = chosen.enter(Repeat(task.seed, every, choose(labels, None, every, task.seed), every, every, free))
     assert entry.objective is not None
     return entry.objective, every
 
