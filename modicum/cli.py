@@ -56,7 +56,8 @@ HELP = {
     "resume": "Continue this run where it was killed.",
     "out": "The new run's folder.",
     "output": "Where to write the result.",
-    "method": "scratch, probe, propagate, top:K, lp-ft or full: what is shipped; default lp-ft of a run.",
+    "method": "scratch, probe, propagate, top:K, lp-ft or full: what is shipped (default lp-ft of a run); more after "
+    "commas are measured beside it.",
     "labels_per_class": "An experiment with this many labelled rows a class.",
     "labels": "An experiment with this many labelled rows.",
     "seeds": "Repeats, each with its own labelled rows, seed or split.",

@@ -281,3 +281,12 @@ def test_a_fresh_encoder_is_scaled_by_the_training_rows_of_each_split(tmp_path: 
         assert any(np.array_equal(index, np.sort(repeat.pool)) for index in used)
         assert not np.intersect1d(repeat.pool, repeat.test).size
     assert len(modicum.load(run).predict(frame)) == 60
+
+
+def test_methods_after_commas_are_measured_beside_the_first(pre: Run, images: Path, tmp_path: Path) -> None:
+    run = modicum.finetune(pre, images, method="probe,propagate", seeds=2, steps=2, out=tmp_path / "run")
+    names = [row["name"] for row in run.read_json("results.json")["contestants"]]
+    assert names[:3] == ["scratch", "probe", "propagate"]
+    assert run.spec["method"] == "probe"
+    with pytest.raises(UserError, match="unknown method 'prob'; valid: probe"):
+        modicum.finetune(pre, images, method="probe,prob", out=tmp_path / "new")

@@ -54,7 +54,7 @@ class Task:
     target: np.ndarray
     kind: str
     outputs: int
-    steps: int = 200
+    steps: int = 100
     batch: int = 128
     views: dict[str, Any] | None = None
     device: torch.device | str = "cpu"

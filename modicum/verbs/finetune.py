@@ -40,7 +40,7 @@ def finetune(
     labels_per_class: int | None = None,
     labels: int | None = None,
     seeds: int = 5,
-    steps: int = 200,
+    steps: int = 100,
     label: str | None = None,
     test: Any = None,
     split: str | None = None,
@@ -56,8 +56,8 @@ def finetune(
     """Measure methods and baselines over repeats on labelled rows, and write a run with one shipped predictor.
 
     `run`: a pre-training run, or an encoder's spec such as "convnet" to train from scratch. `method`: what is shipped
-    (scratch, probe, propagate, top:K, lp-ft, full; default lp-ft of a run); scratch, probe and the simple baselines
-    are always measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
+    (scratch, probe, propagate, top:K, lp-ft, full; default lp-ft of a run); more after commas, scratch, probe and the
+    simple baselines are measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
     """
     if labels_per_class is not None and labels is not None:
         raise UserError("give --labels-per-class or --labels, not both")
@@ -69,7 +69,8 @@ def finetune(
     with heard() as warned:
         opened = open_data(data)
         start = _start(run, opened, label, ask, size)
-        chosen = _method(method, start, run)
+        methods = _methods(method, start, run)
+        chosen = methods[0]
         path = Path(out) if out is not None else Path("runs") / f"{opened.name}-{chosen.replace(':', '-')}"
         made_from = [start.parent.path] if start.parent else []
         check_place(path, force=force, keep=[*made_from, *filter(None, map(address, (data, test)))])
@@ -81,7 +82,7 @@ def finetune(
             views=opened.views, seed=seed,
         )  # fmt: skip
         made = Run.create(path, _record(start, rows, chosen, seed), force=force)
-        contestants = _contestants(_footing(start, rows, plan, task), chosen, start, task)
+        contestants = _contestants(_footing(start, rows, plan, task), methods, start, task)
         _hold(contestants, plan, task, made)
         _finish(made, contestants, plan, task, rows, start, chosen, warned)
     return made
@@ -110,13 +111,14 @@ class Given:
     fixed: Split | None
 
 
-def _method(method: str | None, start: Start, run: Any) -> str:
-    """The method that is shipped."""
+def _methods(method: str | None, start: Start, run: Any) -> list[str]:
+    """The methods that are measured; the first is shipped."""
     if start.parent is None and method not in (None, "scratch"):
         raise UserError(
             f"--method {method} needs a pre-training run; '{run}' is an untrained encoder: use --method scratch"
         )
-    return check_method(method or ("lp-ft" if start.parent else "scratch"), start.encoder)
+    named = method or ("lp-ft" if start.parent else "scratch")
+    return [check_method(one.strip(), start.encoder) for one in named.split(",")]
 
 
 def _hold(contestants: list[Contestant], plan: Plan, task: Task, made: Run) -> None:
@@ -223,9 +225,9 @@ def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
     return own
 
 
-def _contestants(footing: Footing, method: str, start: Start, task: Task) -> list[Contestant]:
-    """Scratch first (the reference), the probe and the method where there is something pre-trained, the baselines."""
-    networks = dict.fromkeys(["scratch", *(["probe", method] if start.parent else [])])
+def _contestants(footing: Footing, methods: list[str], start: Start, task: Task) -> list[Contestant]:
+    """Scratch first (the reference), the probe and the methods where there is something pre-trained, the baselines."""
+    networks = dict.fromkeys(["scratch", *(["probe", *methods] if start.parent else [])])
     out = [Contestant(n, "scratch" if n == "scratch" else "pretrained", _network(footing, n)) for n in networks]
     simple = baselines.names(start.encoder.input, task.kind)
     return out + [Contestant(n, "baseline", _baseline(footing, n)) for n in simple]
