@@ -1,0 +1,73 @@
+"""The built-in data sets: what they hold, and what is said where one cannot be had."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modicum import UserError, open_data
+from modicum.datasets import fashion_mnist
+from modicum.training.rows import marked
+
+
+def test_digits() -> None:
+    data = open_data("digits")
+    labels, split = data.labels(), marked(data, None)
+    assert labels is not None
+    assert split is not None
+    assert len(data) == 1797
+    assert labels.classes == [str(k) for k in range(10)]
+    assert len(split.test) == 540
+    counts = np.bincount(labels.values[split.test])
+    assert counts.max() - counts.min() <= 3, "the test rows are stratified"
+
+
+def test_fashion_mnist() -> None:
+    if not (fashion_mnist.DEBIAN / "train-images-idx3-ubyte.gz").exists():
+        if os.environ.get("CI"):
+            pytest.fail("Fashion-MNIST is not installed: scripts/get-data installs it")
+        pytest.skip("Fashion-MNIST is not installed: run scripts/get-data")
+    data = open_data("fashion-mnist")
+    labels, split = data.labels(), marked(data, None)
+    assert labels is not None
+    assert split is not None
+    assert (len(split.train), len(split.test)) == (60000, 10000)
+    assert sorted(labels.classes) == sorted(fashion_mnist.CLASSES)
+    assert (np.bincount(labels.values[split.test]) == 1000).all()
+    first = data.modality.infer(data.raw.take(np.arange(10)), np.arange(10)).pack(data.raw.take(np.arange(1)))
+    assert first.source.rows(np.array([0]))["image"].shape == (1, 28, 28, 1)
+    assert labels.classes[labels.values[0]] == "Ankle boot", "the first training image, as published"
+
+
+@pytest.fixture
+def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "none")
+    monkeypatch.setenv("MODICUM_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_without_a_network_it_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError, match=r"no route to host.*apt-get install dataset-fashion-mnist"):
+        open_data("fashion-mnist")
+
+
+@pytest.mark.usefixtures("nowhere")
+def test_a_damaged_download_is_refused_and_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(fashion_mnist.urllib.request, "urlopen", lambda *_, **__: io.BytesIO(b"not it"))
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte.gz .* has MD5 .*, wanted 8d4fb7e6"):
+        open_data("fashion-mnist")
+    assert not list((tmp_path / "cache").rglob("*.gz"))
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(UserError, match="built in: fashion-mnist, digits"):
+        open_data("fashion-mnst")
