@@ -11,10 +11,6 @@ from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
-# Before torch is imported: idle threads then sleep. By default they spin, and on a machine that is doing anything
-# else (a DataLoader's workers are enough) every small operation waits for one that was not scheduled.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
 import numpy as np
 import PIL
 import torch
@@ -40,7 +36,7 @@ class Bench:
         torch.set_num_threads(self.asked.threads)
         torch.manual_seed(self.asked.seed)
         self.load = os.getloadavg()[0]
-        print(f"== {name}: {machine()}, {self.asked.threads} torch thread(s), OMP {os.environ['OMP_WAIT_POLICY']}")
+        print(f"== {name}: {machine()}, {self.asked.threads} torch thread(s)")
         print(
             f"   python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}, "
             f"pillow {PIL.__version__}, modicum {modicum.__version__}; seed {self.asked.seed}; "

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
@@ -24,23 +24,20 @@ Make = Callable[[Any], Any]
 
 def _grid(kind: str, seed: int) -> dict[str, tuple[tuple[Any, ...], Make]]:
     """Name -> (four settings, setting -> scikit-learn estimator)."""
-    penalties = (1e-3, 1e-2, 1e-1, 1.0)
+    penalties = (0.01, 0.1, 1.0, 10.0)
     margins = ((1.0, 0.5), (1.0, 1.0), (10.0, 0.5), (10.0, 1.0))
     leaves = (4, 8, 16, 31)
     boosting: dict[str, Any] = {"max_iter": 100, "learning_rate": 0.1, "min_samples_leaf": 5, "random_state": seed}
     if kind == "classes":
         return {
-            "logistic regression": (
-                penalties,
-                lambda c: make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=500)),
-            ),
+            "logistic regression": (penalties, lambda c: LogisticRegression(C=c, max_iter=500)),
             "SVM": (margins, lambda s: SVC(C=s[0], gamma=s[1])),
             "1-NN": ((1,), lambda k: KNeighborsClassifier(k)),
             "gradient boosting": (leaves, lambda n: HistGradientBoostingClassifier(max_leaf_nodes=n, **boosting)),
         }
     return {
-        "ridge regression": (penalties, lambda c: make_pipeline(StandardScaler(), Ridge(alpha=1 / c))),
-        "SVM": (margins, lambda s: make_pipeline(StandardScaler(), SVR(C=s[0], gamma=s[1]))),
+        "ridge regression": (penalties, lambda c: Ridge(alpha=1 / c)),
+        "SVM": (margins, lambda s: TransformedTargetRegressor(SVR(C=s[0], gamma=s[1]), transformer=StandardScaler())),
         "1-NN": ((1,), lambda k: KNeighborsRegressor(k)),
         "gradient boosting": (leaves, lambda n: HistGradientBoostingRegressor(max_leaf_nodes=n, **boosting)),
     }
