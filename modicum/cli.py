@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 import pyarrow as pa
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from modicum.core.errors import UserError
@@ -147,33 +149,17 @@ def contest_table(results: dict[str, Any]) -> Table:
     """The contestants, best first."""
     counts = f"{results['test_rows']:,} test rows, {results['labels']:,} labels, {results['seeds']} repeats"
     title = f"{results['score']} on {counts}"
-    out = Table(
-        title=title,
-        caption=f"{results['verdict']}\n{results['protocol']}",
-        title_justify="left",
-        caption_justify="left",
-    )
-    columns = (
-        "contestant",
-        results["score"],
-        "95 % interval",
-        f"from {results['reference']}",
-        "95 % interval",
-        "seconds",
-    )
-    for column in columns:
-        out.add_column(column, justify="left" if column == "contestant" else "right")
+    words = f"{results['verdict']}\n{results['protocol']}"
+    out = Table(title=title, caption=words, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0)
+    away = f"- {results['reference']}"
+    for column in ("contestant", results["score"], "95 % interval", away, "95 % interval", "s"):
+        out.add_column(column, justify="left" if column == "contestant" else "right", no_wrap=True)
     for row in sorted(results["contestants"], key=lambda r: -r["mean"]):
-        versus = row.get("versus")
-        away = (f"{versus['mean']:+.3f}", f"{versus['low']:+.3f} to {versus['high']:+.3f}") if versus else ("", "")
-        cells = (
-            row["name"],
-            f"{row['mean']:.3f}",
-            f"{row['low']:.3f} to {row['high']:.3f}",
-            *away,
-            f"{row['seconds']:.1f}",
-        )
-        out.add_row(*cells, style="bold" if row["kind"] == "pretrained" else None)
+        cells = [row["name"], f"{row['mean']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]", "", ""]
+        if versus := row.get("versus"):
+            cells[3:] = [f"{versus['mean']:+.3f}", f"[{versus['low']:+.3f}, {versus['high']:+.3f}]"]
+        style = "bold" if row["kind"] == "pretrained" else None
+        out.add_row(*(escape(cell) for cell in (*cells, f"{row['seconds']:.1f}")), style=style)
     return out
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import modicum
 from modicum import UserError
+from modicum.core import seeds
 from modicum.datasets.data import open_data
 from modicum.modalities.images import Images
 from modicum.nn.encoder import Encoder
@@ -54,9 +55,10 @@ def test_unlabelled_rows_help_and_their_labels_are_not_read() -> None:
     assert labels is not None
     input = Images(8, 1)
     source = input.pack(data.raw).source
-    encoder = Encoder.of(input, "convnet(width=8)")
+    with seeds.forked(0, "init"):
+        encoder = Encoder.of(input, "mlp(width=256, depth=1)")
     rows = np.random.default_rng(0).permutation(len(data))
-    given = np.concatenate([rows[labels.values[rows] == c][:5] for c in range(10)])
+    given = np.concatenate([rows[labels.values[rows] == c][:1] for c in range(10)])
     free = np.setdiff1d(rows[:1200], given)
     test = np.setdiff1d(rows[1200:], given)
     task = Task(source, labels.values, "classes", 10, free=free)
@@ -67,7 +69,8 @@ def test_unlabelled_rows_help_and_their_labels_are_not_read() -> None:
         fitted = train(encoder, method, replace(task, target=hidden), given, (given, given))
         out = over(fitted.objective, fitted.objective.predict, source, test)
         share[method] = float((out.argmax(1) == labels.values[test]).mean())
-    assert share["propagate"] > share["probe"] + 0.02
+    # One label a class on random features of digits, 4 draws: .55-.60 for the probe, .73-.80 after propagation.
+    assert share["propagate"] > share["probe"] + 0.08
 
 
 def test_numbers_are_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from modicum.core.types import Batch, Input
 from modicum.testing.modalities import MODALITY
 from modicum.testing.objectives import OBJECTIVE
-from modicum.testing.tools import MakeObjective, MakeTrunk, leaves_random_alone
+from modicum.testing.tools import MakeObjective, MakeTrunk, equal_bits, leaves_random_alone, same
 from modicum.testing.trunks import TRUNK, encoder_of, run, tokens_for, trunk_freezing, trunk_layers
 
 __all__ = [
@@ -22,8 +22,10 @@ __all__ = [
     "check_objective",
     "check_trunk",
     "encoder_of",
+    "equal_bits",
     "leaves_random_alone",
     "run",
+    "same",
     "tokens_for",
     "trunk_freezing",
     "trunk_layers",
