@@ -17,7 +17,6 @@ import pyarrow as pa
 import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from modicum.core.errors import UserError
@@ -159,7 +158,7 @@ def contest_table(results: dict[str, Any]) -> Table:
         if versus := row.get("versus"):
             cells[3:] = [f"{versus['mean']:+.3f}", f"[{versus['low']:+.3f}, {versus['high']:+.3f}]"]
         style = "bold" if row["kind"] == "pretrained" else None
-        out.add_row(*(escape(cell) for cell in (*cells, f"{row['seconds']:.1f}")), style=style)
+        out.add_row(*cells, f"{row['seconds']:.1f}", style=style)
     return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -200,6 +200,3 @@ class Objective(nn.Module, ABC):
     def after_step(self, step: int) -> None:
         """Called after each update: moving-average teachers, queues."""
         del step
-
-
-Steps = Iterator[Step]
