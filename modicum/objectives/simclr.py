@@ -42,8 +42,7 @@ class SimCLR(Objective):
         self.head = perceptron([encoder.dim, hidden, out])
 
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
-        views = [self.transform(batch, rng) for _ in range(self.n)]
-        return {key: torch.cat([v[key] for v in views]) for key in batch}
+        return dict(self.transform({key: torch.cat([x] * self.n) for key, x in batch.items()}, rng))
 
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         pooled = self.encoder(dict(corrupted)).pooled
