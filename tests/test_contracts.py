@@ -136,6 +136,7 @@ class Broken(nn.Module):
     def __init__(self, fault: str) -> None:
         super().__init__()
         self.fault, self.dim, self.grid, self.dim_out, self.grid_out = fault, 4, (6,), 4, (6,)
+        self.dim_pooled = 4
         self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
         self.norm = nn.BatchNorm1d(6)
         self.can = frozenset({"padding"} if fault == "padding" else {"fly"} if fault == "unknown" else ())

@@ -254,10 +254,10 @@ def test_a_part_of_another_kind_is_refused_where_it_does_not_fit() -> None:
     objective = spec("objective", zoo.OBJECTIVES[-1].make())
     other = json.loads(json.dumps(objective))
     other["args"]["encoder"] = objective
-    with pytest.raises(UserError, match=r"objective 'supervised': encoder wants .*Encoder, got a Supervised"):
+    with pytest.raises(UserError, match=r"objective 'supervised': encoder wants .*Tower, got a Supervised"):
         build("objective", other)
     other["args"]["encoder"] = 7
-    with pytest.raises(UserError, match=r"objective 'supervised': encoder wants .*Encoder, got 7"):
+    with pytest.raises(UserError, match=r"objective 'supervised': encoder wants .*Tower, got 7"):
         build("objective", other)
 
 

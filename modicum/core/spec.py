@@ -32,7 +32,8 @@ FOLDERS = {
     "encoder": "modicum.nn",
 }
 GROUPS = {"trunk": "modicum.trunks", "objective": "modicum.objectives", "modality": "modicum.modalities"}
-ENCODER = "encoder"
+ENCODERS = ["encoder"]
+"""The modules of modicum.nn that hold a kind of encoder."""
 
 
 def parse(text: str, what: str = "spec") -> Spec:
@@ -141,7 +142,7 @@ def _is_spec(value: Any) -> bool:
 def names(kind: str) -> list[str]:
     """The names of a kind of part: files of its folder, and entry points of other packages."""
     if kind == "encoder":
-        return [ENCODER]
+        return ENCODERS
     package = importlib.import_module(FOLDERS[kind])
     own = [m.name for m in pkgutil.iter_modules(package.__path__) if not m.name.startswith("_")]
     return sorted({*own, *_foreign(kind)})

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from torch import Generator, Tensor, nn
 
+from modicum.core.errors import UserError
+
 Batch = dict[str, Tensor]
 """Named tensors whose first axis is the sample."""
 
@@ -32,16 +34,20 @@ class Edges(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """A batch of samples as tokens: `x` (b, t, d); `mask` (b, t), True where real; `grid` multiplies to t."""
+    """A batch of samples as tokens: `x` (b, t, d); `mask` (b, t), True where real; `grid` multiplies to t.
+
+    `pooled` (b, p) is a trunk's own summary of each sample (class token, spatial pyramid), where it makes one.
+    """
 
     x: Tensor
     mask: Tensor | None = None
     grid: tuple[int, ...] = ()
     edges: Edges | None = None
+    pooled: Tensor | None = None
 
 
 class Features(NamedTuple):
-    """What an encoder returns: `tokens` (b, t, d) on the trunk's output grid and `pooled` (b, d)."""
+    """What an encoder returns: `tokens` (b, t, d) on the trunk's output grid and `pooled` (b, p)."""
 
     tokens: Tensor
     pooled: Tensor
@@ -161,10 +167,12 @@ class Packed(NamedTuple):
 
 
 class Trunk(nn.Module, ABC):
-    """Tokens (b, t, dim) on `grid` -> tokens (b, t', width_out) on `grid_out`.
+    """Tokens (b, t, dim) on `grid` -> tokens (b, t', dim_out) on `grid_out`, and its own `pooled` where it makes one.
 
     The constructor takes `dim` and `grid` first, then options with defaults. `can` names its capabilities:
-    keep, causal, padding, edges, any_length, stack, pad_width.
+    keep, causal, padding, edges, any_length, stack, pad_width. With `keep`, forward takes keep=(b, k) long: the numbers
+    of the tokens (on `grid_out`) to run on, the others unseen, and returns k tokens on grid (k,); with `causal`, it
+    takes causal=True.
     """
 
     can: frozenset[str] = frozenset()
@@ -172,6 +180,11 @@ class Trunk(nn.Module, ABC):
     grid: tuple[int, ...]
     dim_out: int
     grid_out: tuple[int, ...]
+
+    @property
+    def dim_pooled(self) -> int:
+        """Width of `pooled`, where it is not that of the tokens."""
+        return self.dim_out
 
     @abstractmethod
     def forward(self, tokens: Tokens) -> Tokens: ...
@@ -182,6 +195,24 @@ class Trunk(nn.Module, ABC):
     @abstractmethod
     def decoder(self, code: int) -> nn.Module:
         """The mirror of this trunk: (b, code) -> tokens (b, t, dim) on the input grid."""
+
+    def seq2seq(self, dim: int) -> nn.Module:
+        """An autoregressive decoder that attends to this trunk's output: (targets, memory: Tokens) -> (b, t, dim_out).
+
+        `targets` are tokens (b, t, dim), each of which sees those before it and itself.
+        """
+        raise UserError(f"trunk '{type(self).__name__}' has no decoder that attends to its tokens: use transformer")
+
+    def step(self, tokens: Tokens, state: Any = None) -> tuple[Tokens, Any]:
+        """The next tokens of causal sequences, given the state after those before (None at the start).
+
+        Steps one after the other equal one causal forward; needs `causal`.
+        """
+        raise UserError(f"trunk '{type(self).__name__}' cannot go on from a state (it lacks 'causal')")
+
+    def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A checkpoint of timm or transformers under this trunk's parameter names; what is not the trunk's is left."""
+        raise UserError(f"trunk '{type(self).__name__}' knows no foreign checkpoint: give a file of its own parameters")
 
 
 class Objective(nn.Module, ABC):

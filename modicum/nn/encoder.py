@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, final
+import math
+from abc import ABC, abstractmethod
+from typing import Any, Self, final
 
 import torch
 from torch import Tensor, nn
 
-from modicum.core.errors import UserError
-from modicum.core.spec import Spec, build
+from modicum.core.errors import UserError, unknown
+from modicum.core.spec import Make, Spec, build, names, parse, part
 from modicum.core.types import Batch, Features, Input, Layers, Tokens, Trunk
+from modicum.nn.layers import AttentionPool
 
 
 def complete(module: nn.Module, layers: Layers) -> Layers:
@@ -36,22 +39,85 @@ def pool(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-@final
-class Encoder(nn.Module):
-    """A raw batch -> `Features`: the input's embed, a trunk, and mean pooling over tokens.
+POOLS = ("own", "mean", "max", "attention")
 
-    `input` is an Input (what the encoder takes), `trunk` a Trunk built for the embed's dim and grid.
-    """
+
+class Tower(nn.Module, ABC):
+    """What turns raw batches into features: `input`, `dim` (width of the pooled features), layers, freezing."""
 
     kind = "encoder"
+    input: Input
 
-    def __init__(self, input: Input, trunk: Trunk) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.input = input
-        self.embed = input.embed()
-        self.trunk = trunk
         self.frozen = 0
         self.keep_statistics = False
+
+    @property
+    @abstractmethod
+    def dim(self) -> int: ...
+
+    @abstractmethod
+    def forward(
+        self, batch: Batch, *, hide: Tensor | None = None, keep: Tensor | None = None, causal: bool = False
+    ) -> Features: ...
+
+    @abstractmethod
+    def layers(self) -> Layers: ...
+
+    @classmethod
+    @abstractmethod
+    def of(cls, input: Input, spec: Spec | str) -> Tower: ...
+
+    def freeze(self, count: int) -> Self:
+        """Freeze the first `count` layers: no gradients, no dropout, BatchNorm statistics as they are."""
+        layers = list(self.layers().values())
+        if not 0 <= count <= len(layers):
+            raise UserError(f"cannot freeze {count} layers: the encoder has {len(layers)} ({', '.join(self.layers())})")
+        self.frozen = count
+        for k, parts in enumerate(layers):
+            for own in parts:
+                own.requires_grad_(k >= count)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode, but for frozen layers, and BatchNorm where `keep_statistics`: they stay in evaluation."""
+        super().train(mode)
+        if self.keep_statistics:
+            for module in self.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+        for parts in list(self.layers().values())[: self.frozen]:
+            for own in parts:
+                if isinstance(own, nn.Module):
+                    own.eval()
+        return self
+
+
+def tower(input: Input, spec: Spec | str) -> Tower:
+    """The encoder of an input and a spec: a trunk's such as `convnet(width=32)`, or one of kind encoder."""
+    if isinstance(spec, str):
+        spec = parse(spec, "encoder")
+    kind: type[Tower] = part("encoder", spec["name"]) if spec.get("name") in names("encoder") else Encoder
+    return kind.of(input, spec)
+
+
+@final
+class Encoder(Tower):
+    """A raw batch -> `Features`: the input's embed, a trunk, and pooling over tokens.
+
+    `input` is an Input (what the encoder takes), `trunk` a Trunk built for the embed's dim and grid. `pool`: "own" is
+    the trunk's own summary, or the mean where it makes none; "mean", "max", or "attention" (a learned query).
+    """
+
+    def __init__(self, input: Input, trunk: Trunk, pool: str = "own") -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise unknown("pool", pool, POOLS)
+        self.input, self.pool = input, pool
+        self.embed = input.embed()
+        self.trunk = trunk
+        self.pooling = AttentionPool(trunk.dim_out) if pool == "attention" else None
         if (trunk.dim, tuple(trunk.grid)) != (self.embed.dim, tuple(self.embed.grid)):
             raise ValueError(
                 f"the trunk was built for tokens of {trunk.dim} on {trunk.grid}; "
@@ -60,25 +126,40 @@ class Encoder(nn.Module):
         complete(self, self.layers())
 
     @classmethod
-    def of(cls, input: Input, trunk: Spec | str) -> Encoder:
-        """The encoder of an input and a trunk's spec such as `convnet(width=32)`."""
+    def of(cls, input: Input, spec: Spec | str) -> Encoder:
+        """The encoder of an input and the spec of a trunk, or encoder(trunk, pool=...)."""
+        if isinstance(spec, str):
+            spec = parse(spec, "encoder")
         embed = input.embed()
-        return cls(input, build("trunk", trunk, dim=embed.dim, grid=embed.grid))
+
+        def trunk(given: Spec | None) -> Trunk:
+            made: Trunk = build("trunk", given or input.default_trunk, dim=embed.dim, grid=embed.grid)
+            return made
+
+        if spec.get("name") == "encoder":
+            made: Encoder = build("encoder", spec, input=input, trunk=Make(trunk))
+            return made
+        return cls(input, trunk(spec))
 
     @property
     def dim(self) -> int:
-        """Width of the features."""
-        return self.trunk.dim_out
+        """Width of the pooled features."""
+        return self.trunk.dim_pooled if self.pool == "own" else self.trunk.dim_out
 
     def layers(self) -> Layers:
-        """The layers input -> output; the embed is one where it has parameters."""
-        own: Layers = {"embed": [self.embed]} if next(self.embed.parameters(), None) is not None else {}
-        return {**own, **self.trunk.layers()}
+        """The layers input -> output; embed and pooling are layers where they have parameters."""
+        first: Layers = {"embed": [self.embed]} if next(self.embed.parameters(), None) is not None else {}
+        last: Layers = {"pool": [self.pooling]} if self.pooling is not None else {}
+        return {**first, **self.trunk.layers(), **last}
 
     def forward(
         self, batch: Batch, *, hide: Tensor | None = None, keep: Tensor | None = None, causal: bool = False
     ) -> Features:
-        """Features of a batch; `hide` (b, t), on the input's or the trunk's output grid, blanks tokens where True."""
+        """Features of a batch.
+
+        `hide` (b, t), on the input's or the trunk's output grid, blanks tokens where True; `keep` (b, k) are the
+        numbers of the only tokens the trunk is to see; `causal`: tokens do not see later ones.
+        """
         for name, used in (("keep", keep is not None), ("causal", causal)):
             if used:
                 self.require(name)
@@ -90,37 +171,21 @@ class Encoder(nn.Module):
         if causal:
             options["causal"] = True
         out: Tokens = self.trunk(tokens, **options)
-        return Features(out.x, pool(out.x, out.mask), out.mask, out.grid, out.edges)
+        return Features(out.x, self._pooled(out), out.mask, out.grid, out.edges)
+
+    def _pooled(self, out: Tokens) -> Tensor:
+        if self.pooling is not None:
+            return self.pooling(out.x, out.mask)
+        if self.pool == "max":
+            x = out.x if out.mask is None else out.x.masked_fill(~out.mask.unsqueeze(-1), -math.inf)
+            return x.amax(1)
+        return pool(out.x, out.mask) if out.pooled is None or self.pool == "mean" else out.pooled
 
     def require(self, capability: str) -> None:
         """Refuse, by name, a trunk that cannot do what an objective needs."""
         if capability not in self.trunk.can:
             can = ", ".join(sorted(self.trunk.can)) or "nothing optional"
             raise UserError(f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can})")
-
-    def freeze(self, count: int) -> Encoder:
-        """Freeze the first `count` layers: no gradients, no dropout, BatchNorm statistics as they are."""
-        layers = list(self.layers().values())
-        if not 0 <= count <= len(layers):
-            raise UserError(f"cannot freeze {count} layers: the encoder has {len(layers)} ({', '.join(self.layers())})")
-        self.frozen = count
-        for k, parts in enumerate(layers):
-            for part in parts:
-                part.requires_grad_(k >= count)
-        return self.train(self.training)
-
-    def train(self, mode: bool = True) -> Encoder:
-        """Training mode, but for frozen layers, and BatchNorm where `keep_statistics`: they stay in evaluation."""
-        super().train(mode)
-        if self.keep_statistics:
-            for module in self.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-        for parts in list(self.layers().values())[: self.frozen]:
-            for part in parts:
-                if isinstance(part, nn.Module):
-                    part.eval()
-        return self
 
 
 def spread(hide: Tensor, coarse: tuple[int, ...], fine: tuple[int, ...]) -> Tensor:

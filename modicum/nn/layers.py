@@ -1,19 +1,32 @@
-"""The layers that torch lacks or names differently."""
+"""The layers that torch lacks or names differently, and the names of those it has."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from modicum.core.errors import unknown
+
+
+class SwiGLU(nn.Module):
+    """silu(a)·b of the two halves of the last axis (Shazeer 2020): it halves the width."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = x.chunk(2, -1)
+        return F.silu(gate) * value
+
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
     "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
     "silu": lambda: nn.SiLU(inplace=True),
     "tanh": nn.Tanh,
     "sigmoid": nn.Sigmoid,
+    "swiglu": SwiGLU,
 }
 
 
@@ -34,15 +47,17 @@ def norm2d(name: str, channels: int) -> nn.Module:
     raise unknown("norm", name, ["batch", "group"])
 
 
-def norm1d(name: str, width: int) -> nn.Module:
-    """Normalisation of (b, d): batch, layer or none."""
+def norm1d(name: str, width: int, eps: float = 1e-5) -> nn.Module:
+    """Normalisation of the last axis: batch (of (b, d) only), layer, rms or none."""
     if name == "batch":
-        return nn.BatchNorm1d(width)
+        return nn.BatchNorm1d(width, eps)
     if name == "layer":
-        return nn.LayerNorm(width)
+        return nn.LayerNorm(width, eps)
+    if name == "rms":
+        return nn.RMSNorm(width, eps)
     if name == "none":
         return nn.Identity()
-    raise unknown("norm", name, ["batch", "layer", "none"])
+    raise unknown("norm", name, ["batch", "layer", "rms", "none"])
 
 
 def perceptron(widths: list[int], norm: str = "batch") -> nn.Sequential:
@@ -52,3 +67,45 @@ def perceptron(widths: list[int], norm: str = "batch") -> nn.Sequential:
         parts += [nn.Linear(widths[k - 1], widths[k], bias=norm == "none"), norm1d(norm, widths[k])]
         parts += [nn.ReLU(inplace=True)]
     return nn.Sequential(*parts, nn.Linear(widths[-2], widths[-1]))
+
+
+class FeedForward(nn.Module):
+    """Linear, activation, dropout, Linear, dropout on the last axis; with "swiglu" the first is twice as wide."""
+
+    def __init__(self, dim: int, hidden: int, act: str = "gelu", dropout: float = 0.0, bias: bool = True) -> None:
+        super().__init__()
+        self.up = nn.Linear(dim, 2 * hidden if act == "swiglu" else hidden, bias)
+        self.act = activation(act)
+        self.down = nn.Linear(hidden, dim, bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(self.dropout(self.act(self.up(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (Huang et al. 2016): in training a sample's branch is dropped with probability `rate`."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.rate:
+            return x
+        kept = torch.empty((len(x), *[1] * (x.dim() - 1)), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
+        return x * kept.div_(1 - self.rate)
+
+
+class AttentionPool(nn.Module):
+    """Tokens (b, t, d), mask (b, t) -> (b, d): their mean, weighted by the softmax of a learned query's products."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1, bias=False)  # softmax is blind to a bias
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        score = self.score(x)
+        if mask is not None:
+            score = score.masked_fill(~mask.unsqueeze(-1), torch.finfo(score.dtype).min)
+        return (score.softmax(1) * x).sum(1)

@@ -28,7 +28,7 @@ class Autoencoder(Objective):
             raise UserError(f"autoencoder wants code >= 1 and 0 <= noise < 1; got code={code}, noise={noise}")
         self.encoder, self.code, self.noise = encoder, code, noise
         self.unembed = encoder.input.unembed()
-        self.bottleneck = nn.Linear(encoder.dim * math.prod(encoder.trunk.grid_out), code)
+        self.bottleneck = nn.Linear(encoder.trunk.dim_out * math.prod(encoder.trunk.grid_out), code)
         self.decoder = encoder.trunk.decoder(code)
         self.out = (
             nn.Identity() if encoder.trunk.dim == self.unembed.dim else nn.Linear(encoder.trunk.dim, self.unembed.dim)

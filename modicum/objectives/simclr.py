@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from modicum.core.errors import UserError
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.maths.losses import nt_xent, spread
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 from modicum.nn.layers import perceptron
 
 
@@ -23,7 +23,7 @@ class SimCLR(Objective):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Tower,
         n: int = 2,
         temperature: float = 0.5,
         hidden: int = 256,
@@ -49,5 +49,5 @@ class SimCLR(Objective):
         z = self.head(pooled)
         return nt_xent(z.view(self.n, -1, self.out), self.temperature), spread(pooled[:128])
 
-    def encoders(self) -> dict[str, Encoder]:
+    def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.maths.losses import spread
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 
 
 @final
@@ -24,7 +24,7 @@ class Supervised(Objective):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Tower,
         outputs: int = 2,
         task: str = "classes",
         smoothing: float = 0.0,
@@ -68,7 +68,7 @@ class Supervised(Objective):
         out = self.head(self.encoder(batch).pooled)
         return out.softmax(1) if self.task == "classes" else out.squeeze(1) * self.scale + self.shift
 
-    def encoders(self) -> dict[str, Encoder]:
+    def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}
 
 

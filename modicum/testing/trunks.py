@@ -70,6 +70,8 @@ def trunk_shapes(make: MakeTrunk) -> None:
     assert out.x.shape == wanted, f"grid_out and dim_out promise {wanted}; the output is {tuple(out.x.shape)}"
     assert tuple(out.grid) == tuple(trunk.grid_out), f"output grid {out.grid}; promised {trunk.grid_out}"
     assert out.x.isfinite().all(), "the output is not finite"
+    pooled = encoder_of(trunk).eval()({"x": tokens_for(trunk)}).pooled
+    assert pooled.shape == (8, trunk.dim_pooled), f"dim_pooled promises {trunk.dim_pooled}; pooled is {pooled.shape}"
 
 
 def trunk_layers(make: MakeTrunk) -> None:
@@ -133,7 +135,8 @@ def trunk_gradients(make: MakeTrunk) -> None:
     """The gradient reaches every parameter."""
     trunk = make().eval()
     stirred(trunk)
-    check_gradients(trunk, weighted(trunk(Tokens(tokens_for(trunk, 16), None, tuple(trunk.grid))).x))
+    out = trunk(Tokens(tokens_for(trunk, 16), None, tuple(trunk.grid)))
+    check_gradients(trunk, weighted(out.x) + (0 if out.pooled is None else weighted(out.pooled)))
 
 
 def trunk_samples(make: MakeTrunk) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from modicum.core.types import Batch, Source
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 
 
 @contextmanager
@@ -39,6 +39,6 @@ def over(module: nn.Module, function: Callable[[Batch], Tensor], source: Source,
     return np.concatenate(parts)
 
 
-def embed(encoder: Encoder, source: Source, index: np.ndarray) -> np.ndarray:
+def embed(encoder: Tower, source: Source, index: np.ndarray) -> np.ndarray:
     """Pooled features (n, d) of the rows `index`."""
     return over(encoder, lambda batch: encoder(batch).pooled.float(), source, index)

@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from modicum.core import seeds
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Source
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 from modicum.objectives.supervised import Supervised, fold_scaling
 from modicum.training.apply import embed, over
 from modicum.training.batches import Batches
@@ -70,7 +70,7 @@ class Fitted:
     setting: str
 
 
-def check_method(method: str, encoder: Encoder) -> str:
+def check_method(method: str, encoder: Tower) -> str:
     """The method, if it is one (and its K within the encoder's layers)."""
     if method.startswith("top:") and method[4:].isdecimal():
         layers = list(encoder.layers())
@@ -84,7 +84,7 @@ def check_method(method: str, encoder: Encoder) -> str:
     return method
 
 
-def train(encoder: Encoder, method: str, task: Task, rows: np.ndarray, choose: tuple[np.ndarray, np.ndarray]) -> Fitted:
+def train(encoder: Tower, method: str, task: Task, rows: np.ndarray, choose: tuple[np.ndarray, np.ndarray]) -> Fitted:
     """Choose a setting by fitting on `choose[0]` and scoring on `choose[1]`, then refit on all `rows` with it.
 
     Where there is nothing to choose on (one label a class), the second setting is taken.
@@ -108,7 +108,7 @@ def mistake(objective: Supervised, task: Task, rows: np.ndarray) -> float:
     return float(((out - task.target[rows]) ** 2).mean())
 
 
-def _once(encoder: Encoder, method: str, task: Task, rows: np.ndarray, setting: float) -> Supervised:
+def _once(encoder: Tower, method: str, task: Task, rows: np.ndarray, setting: float) -> Supervised:
     """One training of one method at one setting."""
     objective = _untrained(encoder, method, task, rows)
     tower = objective.encoder
@@ -126,7 +126,7 @@ def _once(encoder: Encoder, method: str, task: Task, rows: np.ndarray, setting: 
     return objective
 
 
-def _untrained(encoder: Encoder, method: str, task: Task, rows: np.ndarray) -> Supervised:
+def _untrained(encoder: Tower, method: str, task: Task, rows: np.ndarray) -> Supervised:
     """The encoder (new weights for scratch) under a head of zeros that starts from the mean."""
     tower = fresh(encoder, task.seed) if method == "scratch" else copy.deepcopy(encoder)
     numbers = task.kind == "numbers"
@@ -135,7 +135,7 @@ def _untrained(encoder: Encoder, method: str, task: Task, rows: np.ndarray) -> S
         return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views).to(task.device)
 
 
-def _propagator(encoder: Encoder, task: Task, given: np.ndarray) -> Callable[[np.ndarray, float], Supervised]:
+def _propagator(encoder: Tower, task: Task, given: np.ndarray) -> Callable[[np.ndarray, float], Supervised]:
     """How to train by propagation from some of the given rows at an alpha; the graph is made once.
 
     The head is a logistic regression on the principal components of the features of given and unlabelled rows, with the
@@ -167,7 +167,7 @@ def _propagator(encoder: Encoder, task: Task, given: np.ndarray) -> Callable[[np
     return once
 
 
-def fresh(encoder: Encoder, seed: int) -> Encoder:
+def fresh(encoder: Tower, seed: int) -> Tower:
     """The same architecture with new random weights."""
     from modicum.core.spec import build, spec
 

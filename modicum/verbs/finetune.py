@@ -18,7 +18,7 @@ from modicum.core.spec import names, parse, spec
 from modicum.core.types import Packed
 from modicum.datasets.data import Chain, Data, Labels, address, open_data
 from modicum.model import load
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower, tower
 from modicum.objectives.supervised import Supervised
 from modicum.report.exhibits import exhibits
 from modicum.report.page import render
@@ -95,10 +95,10 @@ class Start:
     A fresh encoder has `infer` instead: the encoder whose scaling is taken from the rows given.
     """
 
-    encoder: Encoder
+    encoder: Tower
     seen: np.ndarray | None = None
     parent: Run | None = None
-    infer: Callable[[np.ndarray], Encoder] | None = None
+    infer: Callable[[np.ndarray], Tower] | None = None
 
 
 @dataclass(frozen=True)
@@ -163,16 +163,16 @@ def _start(run: Any, data: Data, label: str | None, ask: Ask, size: int | None) 
     usable = np.arange(len(data)) if by_column is None else by_column.train
     special = special_columns(data, label, ask.group, ask.split)
 
-    def fitted(index: np.ndarray) -> Encoder:
+    def fitted(index: np.ndarray) -> Tower:
         input = data.modality.infer(data.raw, index, size=size, exclude=special, progress=packing(data))
-        check_memory(lambda: Encoder.of(input, parsed))
+        check_memory(lambda: tower(input, parsed))
         with seeds.forked(0, "init"):
-            return Encoder.of(input, parsed)
+            return tower(input, parsed)
 
     return Start(fitted(usable), infer=fitted)
 
 
-def _rows(encoder: Encoder, data: Data, test: Any, label: str | None, split: str | None, skip_bad: bool) -> Given:
+def _rows(encoder: Tower, data: Data, test: Any, label: str | None, split: str | None, skip_bad: bool) -> Given:
     """Everything packed together: the rows of DATA and, where given, those of --test after them."""
     _labels(data, label)
     packed, data = pack(encoder.input, data, skip_bad)
@@ -201,7 +201,7 @@ def _labels(data: Data, label: str | None) -> Labels:
     return found
 
 
-Footing = Callable[[Repeat], tuple[Encoder, Task]]
+Footing = Callable[[Repeat], tuple[Tower, Task]]
 
 
 def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
@@ -212,9 +212,9 @@ def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
     start.encoder.to(task.device)
     if start.infer is None or plan.crossed:
         return lambda repeat: (start.encoder, task)
-    made: dict[int, tuple[Encoder, Task]] = {}
+    made: dict[int, tuple[Tower, Task]] = {}
 
-    def own(repeat: Repeat) -> tuple[Encoder, Task]:
+    def own(repeat: Repeat) -> tuple[Tower, Task]:
         if repeat.seed not in made:
             made.clear()
             encoder = start.infer(rows.packed.keep[repeat.pool]).to(task.device)  # type: ignore[misc]

@@ -20,7 +20,7 @@ from modicum.core.errors import UserError
 from modicum.core.spec import Make, Spec, build, parse, spec, text_of
 from modicum.core.types import Input, Objective, Packed, Step
 from modicum.datasets.data import Data, Labels, address, open_data
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import tower
 from modicum.probes import Probe
 from modicum.report.exhibits import exhibits
 from modicum.report.page import render
@@ -148,7 +148,7 @@ def _job(
     def make() -> Objective:
         # The data's hints on views, under the user's own options.
         views = Make(lambda given: {**data.views, **(given["args"] if given else {})})
-        made: Objective = build("objective", parts[0], encoder=Encoder.of(input, parts[1]), views=views)
+        made: Objective = build("objective", parts[0], encoder=tower(input, parts[1]), views=views)
         return made
 
     check_memory(make)

@@ -58,10 +58,10 @@ class Upsample(nn.Module):
 class ConvNet(Trunk):
     """A strided stem and `stages` of `blocks` residual blocks, each stage half as fine and twice as wide.
 
-    The output is one token, a spatial pyramid (Lazebnik et al. 2006): every stage's map, averaged down to at most
-    cells×cells, side by side, so that a linear probe sees what is where at every scale. `cells=0` gives the last
-    stage's map as tokens instead. `stride` of the stem defaults to 4 (2 below 24 pixels). `norm`: batch, or group
-    (exact in Many, no batch statistics). Tokens (b, h·w, c) enter as channels-last without a copy.
+    The tokens are the last stage's map. The pooled features are a spatial pyramid (Lazebnik et al. 2006): every stage's
+    map, averaged down to at most cells×cells, side by side, so that a linear probe sees what is where at every scale;
+    with `cells=0` they are the mean of the tokens. `stride` of the stem defaults to 4 (2 below 24 pixels). `norm`:
+    batch, or group (exact in Many, no batch statistics). Tokens (b, h·w, c) enter as channels-last without a copy.
     """
 
     def __init__(
@@ -102,10 +102,12 @@ class ConvNet(Trunk):
                 before = wide if j or not k else wide // 2
                 self.stage.append(Block(before, wide, 2 if k and not j else 1, norm))
         self.dim_out, self.grid_out = self.widths[-1], self.sizes[-1]
-        if cells:
-            kept = [w * min(cells, a) * min(cells, b) for w, (a, b) in zip(self.widths, self.sizes, strict=True)]
-            self.dim_out, self.grid_out = sum(kept), (1, 1)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def dim_pooled(self) -> int:
+        kept = [w * min(self.cells, a) * min(self.cells, b) for w, (a, b) in zip(self.widths, self.sizes, strict=True)]
+        return sum(kept) if self.cells else self.dim_out
 
     def forward(self, tokens: Tokens) -> Tokens:
         x = tokens.x.view(-1, *self.grid, self.dim).permute(0, 3, 1, 2)
@@ -115,8 +117,8 @@ class ConvNet(Trunk):
             x = block(x)
             if self.cells and k % self.blocks == 0:
                 scales.append(self._cells(x))
-        out = torch.cat(scales, 1).unsqueeze(1) if scales else x.permute(0, 2, 3, 1).flatten(1, 2)
-        return Tokens(out, None, self.grid_out)
+        pooled = torch.cat(scales, 1) if scales else None
+        return Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), None, self.grid_out, pooled=pooled)
 
     def _cells(self, x: Tensor) -> Tensor:
         """A map (b, c, h, w) averaged down to at most cells×cells, flattened."""
