@@ -62,6 +62,7 @@ HELP = {
     "labels_per_class": "An experiment with this many labelled rows a class.",
     "labels": "An experiment with this many labelled rows.",
     "seeds": "Repeats, each with its own labelled rows, seed or split.",
+    "measure": "Measure FLOPs, rates and memory of encoders on this machine.",
     "kind": "objectives, encoders, datasets or methods.",
     "seed": "The seed of everything random.",
     "device": "auto, cpu or cuda.",
@@ -162,13 +163,32 @@ def contest_table(results: dict[str, Any]) -> Table:
     return out
 
 
+COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
+    "kind": ("kind", str),
+    "name": ("name", str),
+    "what": ("what", str),
+    "arguments": ("arguments", str),
+    "on": ("on", str),
+    "parameters": ("parameters", "{:,}".format),
+    "can": ("can", ", ".join),
+    "flops": ("MFLOPs", lambda v: f"{v / 1e6:,.1f}"),
+    "forward": ("samples/s", "{:,.0f}".format),
+    "training": ("training", "{:,.0f}".format),
+    "memory": ("MB", lambda v: f"{v / 1e6:,.1f}"),
+}
+"""Title and format of what rows of a list may hold."""
+
+
 def list_table(rows: list[dict[str, Any]]) -> Table:
-    """The parts, a row each."""
+    """The parts, a row each; columns that no row fills are left out."""
+    shown = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
+    if len({row["kind"] for row in rows}) == 1:
+        shown.remove("kind")
     out = Table()
-    for column in ("kind", "name", "what", "arguments"):
-        out.add_column(column, overflow="fold")
+    for key in shown:
+        out.add_column(COLUMNS[key][0], overflow="fold", justify="left" if key in list(COLUMNS)[:5] else "right")
     for row in rows:
-        out.add_row(row["kind"], row["name"], row["what"], row["arguments"])
+        out.add_row(*(COLUMNS[key][1](row[key]) if key in row else "" for key in shown))
     return out
 
 
