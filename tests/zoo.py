@@ -132,6 +132,9 @@ OBJECTIVES = [
     Row("autoencoder", "denoising", objective("autoencoder(code=6, noise=.5)", CONV, images), lambda: images()[1]),
     Row("autoencoder", "tables", objective("autoencoder(code=6, noise=.2)", MLP, tables), lambda: tables()[1]),
     Row("autoencoder", "tables-set", objective("autoencoder(code=6)", SET, tables), lambda: tables()[1]),
+    Row("masked", "images", objective("masked(ratio=.4)", CONV, images), lambda: images()[1]),
+    Row("masked", "images-mlp", objective("masked(swap=.2, same=.2)", MLP, images), lambda: images()[1]),
+    Row("masked", "tables", objective("masked(ratio=.3)", MLP, tables), lambda: tables()[1]),
     Row("supervised", "classes", objective("supervised(3, smoothing=.1)", CONV, images), with_target(images, False)),
     Row(
         "supervised",

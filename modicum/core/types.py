@@ -80,10 +80,21 @@ class Step(NamedTuple):
 
 
 class Embed(nn.Module, ABC):
-    """Raw batch -> `Tokens` with x (b, t, dim) on `grid`."""
+    """Raw batch -> `Tokens` with x (b, t, dim) on `grid`.
+
+    `ragged`: rows have different numbers of tokens, and batches a "mask" (b, t), True where real. `begins`: every row's
+    first token is one and the same, such as a text's <bos>. `edge_dim`: the width of the features of its edges.
+    """
 
     dim: int
     grid: tuple[int, ...]
+    ragged: bool = False
+    begins: bool = False
+    edge_dim: int = 0
+
+    def blank(self) -> Tensor | None:
+        """The vector (dim) of a hidden token, where the modality has one of its own, such as BERT's [MASK]."""
+        return None
 
     @abstractmethod
     def forward(self, batch: Batch) -> Tokens: ...
@@ -95,8 +106,11 @@ class Unembed(nn.Module, ABC):
     dim: int
 
     @abstractmethod
-    def loss(self, tokens: Tensor, batch: Batch) -> Tensor:
-        """Mean reconstruction error of each token (b, t)."""
+    def loss(self, tokens: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
+        """Mean reconstruction error of each token (b, t); with `where` (b, t), of those tokens alone (k,)."""
+
+    def tie(self, embed: Embed) -> None:
+        """Use the embed's weights, where both have a matrix of the same vocabulary and width."""
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Batch:
@@ -109,7 +123,7 @@ class Input(ABC):
     modality: ClassVar[str]
     default_trunk: ClassVar[str]
     default_objective: ClassVar[str]
-    baselines: ClassVar[tuple[str, ...]]
+    baselines: tuple[str, ...]
 
     @classmethod
     @abstractmethod

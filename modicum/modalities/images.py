@@ -53,8 +53,9 @@ class Paint(Unembed):
         super().__init__()
         self.pixels, self.dim = pixels, pixels.dim
 
-    def loss(self, tokens: Tensor, batch: Batch) -> Tensor:
-        return (tokens - self.pixels(batch).x).square().mean(2)
+    def loss(self, tokens: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
+        error = (tokens - self.pixels(batch).x).square().mean(2)
+        return error if where is None else error[where]
 
     def decode(self, tokens: Tensor) -> Batch:
         x = ((tokens - self.pixels.shift) / self.pixels.scale).round().clamp(0, 255).to(torch.uint8)

@@ -82,7 +82,7 @@ class Cells(Unembed):
         numbers = (tokens[:, :n] * self.numbers).sum(2) + self.shift
         return numbers, [head(tokens[:, n + j]) for j, head in enumerate(self.logits)]
 
-    def loss(self, tokens: Tensor, batch: Batch) -> Tensor:
+    def loss(self, tokens: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
         numbers, logits = self._cells(tokens)
         true = self.scaled(batch["numeric"])
         errors = [torch.where(true.isnan(), 0, (numbers - true.nan_to_num()).square())]
@@ -90,7 +90,8 @@ class Cells(Unembed):
             code = batch["categorical"][:, j]
             error = nn.functional.cross_entropy(out, code, reduction="none")
             errors.append(torch.where(code == MISSING, 0, error).unsqueeze(1))
-        return torch.cat(errors, 1)
+        error = torch.cat(errors, 1)
+        return error if where is None else error[where]
 
     def decode(self, tokens: Tensor) -> Batch:
         numbers, logits = self._cells(tokens)

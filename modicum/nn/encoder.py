@@ -160,13 +160,17 @@ class Encoder(Tower):
         `hide` (b, t), on the input's or the trunk's output grid, blanks tokens where True; `keep` (b, k) are the
         numbers of the only tokens the trunk is to see; `causal`: tokens do not see later ones.
         """
-        for name, used in (("keep", keep is not None), ("causal", causal)):
-            if used:
-                self.require(name)
         tokens = self.embed(batch)
         if hide is not None:
             hidden = hide if hide.shape[1] == tokens.x.shape[1] else spread(hide, self.trunk.grid_out, tokens.grid)
             tokens = tokens._replace(x=tokens.x.masked_fill(hidden.unsqueeze(-1), 0))
+        return self.run(tokens, keep=keep, causal=causal)
+
+    def run(self, tokens: Tokens, *, keep: Tensor | None = None, causal: bool = False) -> Features:
+        """Features of tokens that are embedded already."""
+        for name, used in (("keep", keep is not None), ("causal", causal)):
+            if used:
+                self.require(name)
         options: dict[str, Any] = {"keep": keep} if keep is not None else {}
         if causal:
             options["causal"] = True
