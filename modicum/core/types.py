@@ -22,6 +22,9 @@ Corrupted = Mapping[str, Any]
 Progress = Callable[[int, int, str], None]
 """Called with rows done, rows in all, and words on what is being made of them; first with 0 done."""
 
+Choose = Callable[[Tensor], Tensor]
+"""Chooses one of n by logits: (b, n) -> (b,)."""
+
 Layers = dict[str, list[nn.Module | nn.Parameter]]
 """Named layers, input -> output: an ordered, complete partition of a module's parameters."""
 
@@ -111,6 +114,10 @@ class Unembed(nn.Module, ABC):
 
     def tie(self, embed: Embed) -> None:
         """Use the embed's weights, where both have a matrix of the same vocabulary and width."""
+
+    def draw(self, tokens: Tensor, at: int, so_far: Batch | None, choose: Choose) -> Batch:
+        """The batch `so_far` with place `at` chosen by what `tokens` (b, 1, dim) say of it; None: nothing is yet."""
+        raise UserError(f"{type(self).__name__} gives no distribution to draw tokens from: generate works on text")
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Batch:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
-from modicum.core.types import Batch, Corrupted, Objective
+from modicum.core.types import Batch, Choose, Corrupted, Objective, Tokens
 from modicum.maths.losses import spread
 from modicum.nn.encoder import Encoder
 
@@ -55,6 +56,30 @@ class NextToken(Objective):
             out = torch.cat([out[:, :1], out[:, :-1]], 1)
             where = where.index_fill(1, torch.zeros(1, dtype=torch.long, device=x.device), False)
         return self.unembed.loss(out, batch, where).mean(), spread(seen.pooled[:128])
+
+    @torch.no_grad()
+    def sample(self, n: int, choose: Choose, prompt: Batch | None = None, length: int | None = None) -> Batch:
+        """`n` new rows, or one for each row of `prompt`, of at most `length` tokens; in raw units.
+
+        The state of the tokens before is kept (a transformer's keys and values), so that each new one is one step.
+        """
+        embed, trunk = self.encoder.embed, self.encoder.trunk
+        batch, state, device = prompt, None, next(self.parameters()).device
+        most = length or math.prod(embed.grid)
+        x = torch.empty(n, 0, embed.dim, device=device) if batch is None else embed(batch).x
+        at = x.shape[1]
+        if self.start is not None:
+            x = torch.cat([self.start.expand(len(x), 1, -1), x], 1)
+        while at < most:
+            seen, state = trunk.step(Tokens(x, None, (x.shape[1],)), state)
+            batch = self.unembed.draw(self.out(seen.x[:, -1:]), at, batch, choose)
+            if embed.ragged and not batch["mask"][:, -1].any():
+                break
+            x = embed(batch).x[:, at : at + 1]
+            at += 1
+        if batch is None:
+            raise UserError(f"nothing to generate in {most} tokens")
+        return batch
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}
