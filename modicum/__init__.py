@@ -8,6 +8,7 @@ from modicum.training.fit import fit
 from modicum.training.run import Run
 from modicum.verbs.demo import demo
 from modicum.verbs.finetune import finetune
+from modicum.verbs.generate import generate
 from modicum.verbs.listing import listing
 from modicum.verbs.pretrain import pretrain
 from modicum.verbs.report import report
@@ -22,6 +23,7 @@ __all__ = [
     "embed",
     "finetune",
     "fit",
+    "generate",
     "listing",
     "load",
     "open_data",

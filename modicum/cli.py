@@ -25,6 +25,7 @@ from modicum.training.run import Run
 from modicum.verbs._common import console
 from modicum.verbs.demo import demo
 from modicum.verbs.finetune import finetune
+from modicum.verbs.generate import generate
 from modicum.verbs.listing import listing
 from modicum.verbs.pretrain import pretrain
 from modicum.verbs.report import report
@@ -57,6 +58,12 @@ HELP = {
     "resume": "Continue this run where it was killed.",
     "out": "The new run's folder.",
     "output": "Where to write the result.",
+    "n": "How many rows.",
+    "prompt": "How texts begin.",
+    "length": "At most this many tokens; default what the encoder takes.",
+    "temperature": "Below 1 likelier rows, above 1 stranger ones; 0 the likeliest token each time.",
+    "top_k": "Draw among the K likeliest tokens; 0 among all.",
+    "top_p": "Draw among the likeliest tokens that together have this probability.",
     "method": "scratch, probe, propagate, top:K, lp-ft or full: what is shipped (default lp-ft of a run); more after "
     "commas are measured beside it.",
     "labels_per_class": "An experiment with this many labelled rows a class.",
@@ -68,7 +75,7 @@ HELP = {
     "device": "auto, cpu or cuda.",
     "force": "Replace what is there.",
 }
-SHORT = {"output": ["-o", "--output"]}
+SHORT = {"output": ["-o", "--output"], "n": ["-n"]}
 
 
 def _kind(annotation: Any) -> Any:
@@ -121,6 +128,9 @@ def show(result: Any, as_json: bool, arguments: dict[str, Any]) -> None:
         print(result.path / "report.html")
     elif isinstance(result, list):
         stdout().print(list_table(result))
+    elif isinstance(result, pa.Table) and arguments["output"] is None:
+        for row in result.to_pylist():
+            print("\t".join(map(str, row.values())))
     else:
         print(arguments.get("output") or result)
 
@@ -141,6 +151,8 @@ def summary(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         }
         return out | {"metrics": rows[-1] if rows else None, "results": result.read_json("results.json")}
     if isinstance(result, pa.Table):
+        if arguments["output"] is None:
+            return {"items": result.to_pylist()}
         return {"output": str(arguments["output"]), "rows": result.num_rows, "columns": result.column_names}
     return {"items": result} if isinstance(result, list) else {"output": str(result)}
 
@@ -205,7 +217,7 @@ def root(
 
 VERBS: dict[str, Callable[..., Any]] = {
     "demo": demo, "pretrain": pretrain, "finetune": finetune, "predict": predict, "embed": embed,
-    "reconstruct": reconstruct, "report": report, "list": listing,
+    "reconstruct": reconstruct, "generate": generate, "report": report, "list": listing,
 }  # fmt: skip
 for _name, _function in VERBS.items():
     verb(_name, _function)

@@ -9,18 +9,21 @@ from typing import Any
 import numpy as np
 import torch
 
+from modicum.core import seeds
 from modicum.core.device import choose_device
 from modicum.core.errors import UserError
+from modicum.core.ragged import join
 from modicum.core.spec import build
 from modicum.core.types import Batch, Input, Objective, Packed
 from modicum.datasets.data import Data, open_data
+from modicum.maths.sampling import sampler
 from modicum.nn.encoder import Tower
 from modicum.training.apply import batches_of, embed, evaluating, over
 from modicum.training.run import Run
 
 
 class Model:
-    """The trained objective of a run, for use: `embed`, `predict`, `predict_proba`, `reconstruct`.
+    """The trained objective of a run, for use: `embed`, `predict`, `predict_proba`, `reconstruct`, `sample`.
 
     Every method takes rows as a path, a built-in name, a numpy array, a list or a DataFrame.
     """
@@ -67,15 +70,36 @@ class Model:
         return over(self.objective, self.able("predict"), packed.source, index)
 
     def able(self, method: str) -> Callable[..., Any]:
-        """The objective's method `predict` or `reconstruct`; UserError where it has none."""
+        """The objective's method `predict`, `reconstruct` or `sample`; UserError where it has none."""
         found: Callable[..., Any] | None = getattr(self.objective, method, None)
         if found is None and method == "predict":
             raise UserError(
                 f"{self.run.path} predicts {self.what()}: run  modicum finetune {self.run.path} DATA  first"
             )
         if found is None:
-            raise UserError(f"{self.run.path} does not {method}: pre-train with --objective autoencoder")
+            which = {"reconstruct": "autoencoder", "sample": "next_token"}[method]
+            raise UserError(f"{self.run.path} does not {method}: pre-train with --objective {which}")
         return found
+
+    def sample(
+        self,
+        n: int = 8,
+        *,
+        prompt: str | None = None,
+        length: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Batch:
+        """`n` new rows in raw units, of at most `length` tokens; texts may begin with `prompt`."""
+        draw, device = self.able("sample"), next(self.objective.parameters()).device
+        choose = sampler(seeds.generator(seed, "sample", device=device), temperature, top_k, top_p)
+        begun = self.input.prompt(prompt, n)
+        begun = None if begun is None else {k: v.to(device) for k, v in begun.items()}
+        with evaluating(self.objective):
+            made: Batch = draw(n, choose, begun, length)
+        return {key: value.cpu() for key, value in made.items()}
 
     def what(self) -> str:
         """What the run predicts, in words."""
@@ -91,7 +115,7 @@ class Model:
         device = next(self.objective.parameters()).device
         with evaluating(self.objective):
             parts = [rebuild(b) for b in batches_of(packed.source, index, device)]
-        batch = {key: torch.cat([p[0][key] for p in parts]).cpu() for key in parts[0][0]}
+        batch = {key: value.cpu() for key, value in join([p[0] for p in parts]).items()}
         return batch, torch.cat([p[1] for p in parts]).cpu().numpy()
 
 

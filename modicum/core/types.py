@@ -60,7 +60,10 @@ class Features(NamedTuple):
 
 
 class Source(Protocol):
-    """Rows that can be read by number, in their raw dtypes, without loading the rest."""
+    """Rows that can be read by number, in their raw dtypes, without loading the rest.
+
+    Ragged ones are padded with 0 to the longest row asked for, and the source has `lengths` (size,) of all.
+    """
 
     size: int
 
@@ -151,6 +154,13 @@ class Input(ABC):
         """The columns of a table that are taken as input; none where the input is no table."""
         return ()
 
+    def prompt(self, text: str | None, n: int) -> Batch | None:
+        """`n` rows that begin with `text`, for a model to go on with; None where nothing is to begin with."""
+        del n
+        if text is not None:
+            raise UserError(f"--prompt {text!r}: {self.modality} take no prompt; it is for text")
+        return None
+
     @abstractmethod
     def embed(self) -> Embed: ...
 
@@ -165,8 +175,11 @@ class Input(ABC):
         """The rows made ready, from the cache where they were before; `progress` is called where there is work."""
 
     @abstractmethod
-    def flat(self, batch: Batch) -> np.ndarray:
-        """Plain features (b, p) float32 for the simple baselines: raw pixels, scaled columns."""
+    def flat(self, batch: Batch) -> Any:
+        """Plain features (b, p) float32 for the simple baselines: raw pixels, scaled columns, counts of words.
+
+        A numpy array, or a scipy sparse matrix where they are many.
+        """
 
     @abstractmethod
     def show(self, batch: Batch) -> list[dict[str, str]]:

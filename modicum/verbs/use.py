@@ -49,7 +49,7 @@ def predict(
         columns |= {f"p_{name}": out[:, k] for k, name in enumerate(model.classes)}
     else:
         columns["predicted"] = out
-    return _write(pa.table(columns), output)
+    return write(pa.table(columns), output)
 
 
 def embed(
@@ -71,7 +71,7 @@ def embed(
     parts = [features(model.encoder, packed.source, rows) for rows in _chunks(packed.source.size, "embed")]
     z = np.concatenate(parts)
     lists = pa.FixedSizeListArray.from_arrays(pa.array(z.ravel()), z.shape[1])
-    return _write(pa.table({"id": given.ids(), "embedding": lists}), output)
+    return write(pa.table({"id": given.ids(), "embedding": lists}), output)
 
 
 def reconstruct(
@@ -110,7 +110,7 @@ def reconstruct(
             else:  # nothing to draw: the rows in words
                 for name, batch in (("input", before), ("output", again)):
                     columns.setdefault(name, []).extend(s["text"] for s in model.input.show(batch))
-    return _write(pa.table(columns), folder / "errors.parquet")
+    return write(pa.table(columns), folder / "errors.parquet")
 
 
 def _chunks(size: int, words: str) -> Iterator[np.ndarray]:
@@ -131,10 +131,8 @@ def _safe(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", Path(name).stem)[:60]
 
 
-def _open(
-    run: str | Path | Run, data: Any, output: str | Path, method: str | None, skip_bad: bool, device: str, force: bool
-) -> tuple[Model, Data, Packed]:
-    """The model and the rows, after making sure that the model can do it and that the result can be written."""
+def place(output: str | Path, force: bool) -> Path:
+    """The path of a file to write, after making sure that it can be written."""
     path = Path(output)
     if path.is_dir():
         raise UserError(f"{path} is a folder: give the name of a file, such as -o {path / 'out.parquet'}")
@@ -145,6 +143,14 @@ def _open(
         raise UserError(f"{path} cannot be written: {parent} is a file; choose another -o")
     if not os.access(parent, os.W_OK):
         raise UserError(f"{parent} is not writable: choose another -o")
+    return path
+
+
+def _open(
+    run: str | Path | Run, data: Any, output: str | Path, method: str | None, skip_bad: bool, device: str, force: bool
+) -> tuple[Model, Data, Packed]:
+    """The model and the rows, after making sure that the model can do it and that the result can be written."""
+    path = place(output, force)
     model = load(run, device=device)
     if method is not None:
         model.able(method)
@@ -154,7 +160,7 @@ def _open(
     return model, given, packed
 
 
-def _write(table: pa.Table, output: str | Path) -> pa.Table:
+def write(table: pa.Table, output: str | Path) -> pa.Table:
     with saving(Path(output)), atomic_path(output) as temporary:
         pq.write_table(table, temporary)
     return table
