@@ -48,6 +48,8 @@ HELP = {
     "lr": "The highest learning rate.",
     "limit": "Use this many rows only, drawn at random.",
     "size": "Image side in pixels; default from the data, at most 224.",
+    "columns": "What columns of a table are, where not as found: age:numeric,zip:categorical,joined:date,notes:drop "
+    "(quantile and zscore are numeric with that scaling).",
     "label": "The label column; NAME:classes or NAME:numbers decides its kind.",
     "group": "A column whose rows must not be divided between training and test (a patient, a plate).",
     "split": "A column that says train or test; a column named split is used unasked.",
@@ -64,8 +66,8 @@ HELP = {
     "temperature": "Below 1 likelier rows, above 1 stranger ones; 0 the likeliest token each time.",
     "top_k": "Draw among the K likeliest tokens; 0 among all.",
     "top_p": "Draw among the likeliest tokens that together have this probability.",
-    "method": "scratch, probe, propagate, top:K, lp-ft or full: what is shipped (default lp-ft of a run); more after "
-    "commas are measured beside it.",
+    "method": "scratch, probe, propagate, top:K, lp-ft, lora[:R] or full: what is shipped (default lp-ft of a run); "
+    "more after commas are measured beside it.",
     "labels_per_class": "An experiment with this many labelled rows a class.",
     "labels": "An experiment with this many labelled rows.",
     "seeds": "Repeats, each with its own labelled rows, seed or split.",
@@ -164,12 +166,17 @@ def contest_table(results: dict[str, Any]) -> Table:
     words = f"{results['verdict']}\n{results['protocol']}"
     out = Table(title=title, caption=words, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0)
     away = f"- {results['reference']}"
-    for column in ("contestant", results["score"], "95 % interval", away, "95 % interval", "s"):
+    also = results.get("also", [])
+    measured = [column for name in also for column in (name, "95 % interval")]
+    for column in ("contestant", results["score"], "95 % interval", *measured, away, "95 % interval", "s"):
         out.add_column(column, justify="left" if column == "contestant" else "right", no_wrap=True)
     for row in sorted(results["contestants"], key=lambda r: -r["mean"]):
-        cells = [row["name"], f"{row['mean']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]", "", ""]
+        cells = [row["name"], f"{row['mean']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]"]
+        for name in map(str.lower, also):
+            cells += [f"{row[name]:.4g}", f"[{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"]
+        cells += ["", ""]
         if versus := row.get("versus"):
-            cells[3:] = [f"{versus['mean']:+.3f}", f"[{versus['low']:+.3f}, {versus['high']:+.3f}]"]
+            cells[-2:] = [f"{versus['mean']:+.3f}", f"[{versus['low']:+.3f}, {versus['high']:+.3f}]"]
         style = "bold" if row["kind"] == "pretrained" else None
         out.add_row(*cells, f"{row['seconds']:.1f}", style=style)
     return out

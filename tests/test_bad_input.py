@@ -37,9 +37,10 @@ def here(tmp_path_factory: pytest.TempPathFactory, pre: Run, tuned: Run, rebuilt
     small.folder(path / "new_class", 8, ("a", "zebra"))
     (path / "empty").mkdir()
     (path / "text.txt").write_text("hello")
+    (path / "film.mp4").write_bytes(b"\0\0\0")
     (path / "empty.csv").write_text("")
     (path / "header.csv").write_text("a,b\n")
-    (path / "ragged.csv").write_text("a,b\n1,2\n1,2,3\n")
+    (path / "ragged.csv").write_text("a,b\n1,2\n1,2,3\n3,4\n5,6\n")
     (path / "broken.parquet").write_text("zzz")
     (path / "missing.csv").write_text("path,label\ngood/a/000.png,a\ngood/b/999.png,b\n")
     np.save(path / "line.npy", np.arange(5))
@@ -84,7 +85,8 @@ DATA = {
     "one": "one leaves 1 rows to train on; at least 2 are needed",
     "truncated": "1 of 40 images cannot be read:\n  truncated/a/000.png: image file is truncated\nuse --skip-bad",
     "missing.csv": "1 of 2 images in column 'path' are missing: row 2: good/b/999.png",
-    "text.txt": "text.txt: nothing to read there; wanted images in a folder",
+    "text.txt": "text.txt leaves 1 rows to train on; at least 2 are needed",
+    "film.mp4": "film.mp4: nothing to read there; wanted images in a folder",
     "line.npy": "line.npy: images must be (n, h, w) or (n, h, w, c)",
     "negative.npy": "float64 values from -9 to -9: images must be in [0, 1] or [0, 255]",
     "objects.npy": "objects.npy: cannot be read as numbers",
@@ -92,7 +94,7 @@ DATA = {
     "empty.csv": "empty.csv: the file is empty",
     "header.csv": "header.csv: the table has no rows",
     "ragged.csv": "ragged.csv: row 3 has 3 columns, not 2",
-    "infinite.csv": "column 'num' is infinite in 60 row(s), first row 0",
+    "infinite.csv": "60 row(s) of 60 cannot be used:\n  row 0: column 'num' is infinite: blank it",
     "odd_split.csv": "the split column holds 'foo'; valid: train, test, valid, or blank",
 }  # fmt: skip
 
@@ -103,7 +105,7 @@ def test_data_that_cannot_be_read(data: str) -> None:
 
 
 SPECS = {
-    "convnte": "unknown trunk 'convnte'; valid: convnet, mlp",
+    "convnte": "unknown encoder 'convnte'; valid: convnet, ",
     "convnet(widht=8)": "unknown argument of trunk 'convnet' 'widht'; valid: width, ",
     "convnet(width=0)": "width=0",
     "convnet(width=-8)": "width=-8",
@@ -119,7 +121,7 @@ SPECS = {
     "convnet(width=20000)": "GB to train; this machine has",
     "convnet(stages=40, width=1)": "the network cannot be made with these settings",
     "convnet:width": "'width' is not key=value",
-    "convnet() + mlp()": "a sum cannot be used as trunk here",
+    "convnet() + mlp()": "a sum cannot be used as encoder",
     "": "encoder '' does not read",
     "3": "'3' is not a call with literal arguments (nothing is evaluated)",
     "convnet(width=2**3)": "'2 ** 3' is not a literal (nothing is evaluated)",
@@ -215,7 +217,7 @@ def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 FINETUNE = {
-    "nosuch good": "'nosuch' is no folder of a run, and as a spec: unknown encoder 'nosuch'; valid: convnet, mlp",
+    "nosuch good": "'nosuch' is no folder of a run, and as a spec: unknown encoder 'nosuch'; valid: ",
     "good good": "good is not a modicum run: it has no spec.json",
     "pre table.csv": "pre takes images; table.csv holds tables",
     "table_run good": "table_run takes tables; good holds images",

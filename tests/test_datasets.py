@@ -27,6 +27,25 @@ def test_digits() -> None:
     assert counts.max() - counts.min() <= 3, "the test rows are stratified"
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "classes", "numbers", "categories"),
+    [
+        ("breast-cancer", 569, 2, 30, 0),
+        ("wine", 178, 3, 13, 0),
+        ("diabetes", 442, 0, 9, 1),
+        ("diamonds", 53940, 0, 6, 3),
+    ],
+)
+def test_tables(name: str, rows: int, classes: int, numbers: int, categories: int) -> None:
+    data = open_data(name)
+    labels = data.labels()
+    assert labels is not None
+    assert (len(data), len(labels.classes), labels.known.all()) == (rows, classes, True)
+    made = data.modality.infer(data.raw, np.arange(rows), exclude=[data.label_column() or ""])
+    kinds = made.note()
+    assert (kinds.count(" numeric"), kinds.count(" categorical")) == (numbers, categories), kinds
+
+
 def test_fashion_mnist() -> None:
     if not (fashion_mnist.DEBIAN / "train-images-idx3-ubyte.gz").exists():
         if os.environ.get("CI"):
@@ -69,5 +88,5 @@ def test_a_damaged_download_is_refused_and_not_kept(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UserError, match="built in: fashion-mnist, digits"):
+    with pytest.raises(UserError, match="built in: fashion-mnist, "):
         open_data("fashion-mnst")

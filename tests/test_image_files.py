@@ -23,9 +23,10 @@ from PIL import Image
 from modicum.core.atomic import atomic_path, atomic_write
 from modicum.core.errors import UserError, Warned
 from modicum.modalities import _files, _imagedecode, _imagepack
-from modicum.modalities._files import cache_dir, content_key, read_table, row_hashes
+from modicum.modalities._files import cache_dir, content_key, row_hashes
 from modicum.modalities._imagefiles import RawImages, as_raw, scan
 from modicum.modalities._imagepack import bytes_needed, pack, survey
+from modicum.modalities._tableread import read_table
 
 RNG = np.random.default_rng(0)
 

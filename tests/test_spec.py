@@ -149,7 +149,7 @@ def test_refused_with_words(text: str) -> None:
 
 
 def test_unknown_names_and_keys_list_the_valid_ones_nearest_first() -> None:
-    with pytest.raises(UserError, match=r"^unknown trunk 'convent'; valid: convnet, mlp$"):
+    with pytest.raises(UserError, match=r"^unknown trunk 'convent'; valid: convnet, .*mlp"):
         build("trunk", "convent", dim=1, grid=(8, 8))
     with pytest.raises(UserError, match=r"^unknown objective 'SimCLR'; valid: simclr, "):
         part("objective", "SimCLR")
@@ -251,7 +251,8 @@ def test_tampered_json_builds_nothing_else(bad: Any) -> None:
 
 
 def test_a_part_of_another_kind_is_refused_where_it_does_not_fit() -> None:
-    objective = spec("objective", zoo.OBJECTIVES[-1].make())
+    row = next(r for r in zoo.OBJECTIVES if r.name == "supervised")
+    objective = spec("objective", row.make())
     other = json.loads(json.dumps(objective))
     other["args"]["encoder"] = objective
     with pytest.raises(UserError, match=r"objective 'supervised': encoder wants .*Tower, got a Supervised"):
@@ -308,7 +309,7 @@ def third_party(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.mark.usefixtures("third_party")
 def test_a_third_party_trunk_passes_the_contract_and_works() -> None:
-    assert names("trunk") == ["convnet", "mlp", "wide"]
+    assert {"convnet", "mlp", "wide"} <= set(names("trunk"))
     testing.check_trunk(lambda: Wide(4, (6,)))
     made, batch = zoo.tables()
     encoder = Encoder.of(made, "wide:width=20")

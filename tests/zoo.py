@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from modicum.core import seeds
 from modicum.core.spec import build, part
 from modicum.core.types import Batch, Input, Objective, Trunk
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import tower
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,20 @@ def cases(numeric: bool = True, categorical: bool = True) -> pa.Table:
     return pa.table({**(columns if numeric else {}), **(texts if categorical else {})})
 
 
+def dated() -> pa.Table:
+    """The mixed table with dates as ISO texts, one missing."""
+    days = [f"2026-01-{day:02d}" if day % 5 else None for day in range(1, 13)]
+    return cases().append_column("day", pa.array(days, pa.string()))
+
+
+@cache
+def sentences() -> Any:
+    """Twelve different texts of several lengths, scripts and symbols."""
+    words = ["the", "small", "brown", "dog", "sees", "a", "cat", "and", "an", "owl", "under", "old", "trees"]
+    texts = [" ".join(words[k % 5 : k % 5 + 3 + k % 7]) + f" {k}" for k in range(9)]
+    return kind("text").as_raw([*texts, "Ωμέγα, naïve 東京 🦉", "<eos> is no special token here", "two\nlines"])
+
+
 def all_rows(modality: str, raw: Any) -> tuple[Input, Batch]:
     size = raw.num_rows if isinstance(raw, pa.Table) else len(raw)
     made = kind(modality).infer(raw, np.arange(size))
@@ -83,6 +97,24 @@ def tables() -> tuple[Input, Batch]:
     return all_rows("tables", cases())
 
 
+@cache
+def couples(numeric: bool = True) -> pa.Table:
+    """Twelve pairs of cases; the right ones are mixed, the left ones also of numbers alone."""
+    left, right = cases(categorical=not numeric), cases().take(pa.array(np.roll(np.arange(12), 5)))
+    sides = {f"{side}.{c}": t.column(c) for side, t in (("left", left), ("right", right)) for c in t.column_names}
+    return kind("pairs").as_raw(pa.table(sides))
+
+
+@cache
+def pairs() -> tuple[Input, Batch]:
+    return all_rows("pairs", couples())
+
+
+@cache
+def texts() -> tuple[Input, Batch]:
+    return all_rows("text", sentences())
+
+
 def trunk(text: str, dim: int = 3, grid: tuple[int, ...] = (8, 8)) -> Callable[[], Trunk]:
     def make() -> Trunk:
         with seeds.forked(0, "init"):
@@ -94,7 +126,7 @@ def trunk(text: str, dim: int = 3, grid: tuple[int, ...] = (8, 8)) -> Callable[[
 def objective(text: str, encoder: str, given: Callable[[], tuple[Input, Batch]]) -> Callable[[], Objective]:
     def make() -> Objective:
         with seeds.forked(0, "init"):
-            return build("objective", text, encoder=Encoder.of(given()[0], encoder))
+            return build("objective", text, encoder=tower(given()[0], encoder))
 
     return make
 
@@ -108,33 +140,133 @@ def with_target(given: Callable[[], tuple[Input, Batch]], numbers: bool) -> Call
     return batch
 
 
+BERT = {"model_type": "bert", "vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+BERT |= {"intermediate_size": 24, "max_position_embeddings": 40, "hidden_dropout_prob": 0.0}
+BERT |= {"attention_probs_dropout_prob": 0.0}
+GPT2 = {"model_type": "gpt2", "vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 40}
+VIT = {"model_type": "vit", "image_size": 8, "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2}
+VIT |= {"num_attention_heads": 2, "intermediate_size": 24}
+CLIP: dict[str, Any] = {
+    "embed_dim": 12,
+    "vision_cfg": {"image_size": 8, "patch_size": 4, "width": 16, "layers": 2, "head_width": 8},
+    "text_cfg": {"context_length": 40, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2},
+}
+
 TRUNKS = [
     Row("convnet", "batch", trunk("convnet(width=4, stages=2)")),
     Row("convnet", "group", trunk("convnet(width=4, stages=3, blocks=2, norm='group', kernel=3, stride=1)")),
     Row("convnet", "odd", trunk("convnet(width=4, stages=2)", dim=1, grid=(9, 7))),
     Row("convnet", "tokens", trunk("convnet(width=4, stages=2, cells=0)")),
     Row("convnet", "large", trunk("convnet(width=2, stages=5)", dim=1, grid=(97, 96))),
+    Row("resnet", "10", trunk("resnet(10, width=4)")),
+    Row("resnet", "50-group", trunk("resnet(50, width=2, norm='group', act='silu', drop_path=.1)", dim=1, grid=(9, 7))),
+    Row("resnet", "imagenet", trunk("resnet(10, width=4, stem='imagenet')", dim=3, grid=(34, 36))),
+    Row("mixer", "image", trunk("mixer(width=8, depth=2)", dim=3, grid=(12, 16))),
+    Row(
+        "mixer", "sequence", trunk("mixer(width=8, depth=2, act='swiglu', dropout=.1, drop_path=.1)", dim=4, grid=(6,))
+    ),
     Row("mlp", "sample", trunk("mlp(width=16, depth=3)", dim=4, grid=(6,))),
     Row("mlp", "sample-layer", trunk("mlp(width=16, norm='layer', act='gelu')", dim=4, grid=(6,))),
     Row("mlp", "sample-none", trunk("mlp(width=16, norm='none', act='tanh')", dim=1, grid=(3, 2))),
     Row("mlp", "sample-dropout", trunk("mlp(width=16, dropout=.3, act='silu')", dim=4, grid=(6,))),
     Row("mlp", "set", trunk("mlp(width=16, over='set')", dim=4, grid=(6,))),
+    Row("recurrent", "lstm", trunk("recurrent(width=8, depth=2, dropout=.1)", dim=4, grid=(6,))),
+    Row("recurrent", "rnn", trunk("recurrent(cell='rnn', width=8)", dim=1, grid=(3, 2))),
+    Row("recurrent", "gru-attention", trunk("recurrent(cell='gru', width=8, attention=True)", dim=4, grid=(6,))),
+    Row("recurrent", "both", trunk("recurrent(width=4, depth=2, bidirectional=True)", dim=4, grid=(6,))),
+    Row(
+        "recurrent",
+        "both-attention",
+        trunk("recurrent('gru', width=4, bidirectional=True, attention=True)", dim=4, grid=(6,)),
+    ),
+    Row("transformer", "sequence", trunk("transformer(width=16, depth=2, heads=2)", dim=4, grid=(6,))),
+    Row(
+        "transformer",
+        "post-norm",
+        trunk(
+            "transformer(width=16, depth=2, heads=2, prenorm=False, positions='sincos', dropout=.1)", dim=16, grid=(6,)
+        ),
+    ),
+    Row(
+        "transformer",
+        "rotary-rms-swiglu",
+        trunk(
+            "transformer(width=16, depth=2, heads=2, norm='rms', positions='rotary', act='swiglu', ratio=2., "
+            "drop_path=.1)",
+            dim=4,
+            grid=(6,),
+        ),
+    ),
+    Row("transformer", "vit", trunk("transformer(width=16, depth=2, heads=2, patch=2, class_token=True)")),
+    Row(
+        "transformer",
+        "vit-rotary",
+        trunk("transformer(width=16, depth=2, heads=2, patch=2, positions='rotary')", dim=1, grid=(4, 6)),
+    ),
+    Row(
+        "transformer",
+        "causal",
+        trunk("transformer(width=16, depth=2, heads=2, causal=True, act='gelu_tanh')", dim=16, grid=(6,)),
+    ),
+    Row(
+        "transformer",
+        "causal-pixels",
+        trunk("transformer(width=16, depth=2, heads=2, causal=True, patch=1, positions='rotary')", dim=1, grid=(3, 2)),
+    ),
+    Row("transformer", "edges", trunk("transformer(width=16, depth=2, heads=2, edges='bias')", dim=4, grid=(7,))),
+    Row(
+        "transformer",
+        "edges-features",
+        trunk("transformer(width=16, depth=2, heads=2, edges='bias', edge_dim=3, class_token=True)", dim=4, grid=(7,)),
+    ),
+    Row("graph", "gin", trunk("graph(width=8, depth=2, dropout=.1)", dim=4, grid=(7,))),
+    Row("graph", "gine", trunk("graph(width=8, depth=2, edge_dim=3, readout='sum')", dim=4, grid=(7,))),
+    Row("graph", "gcn", trunk("graph('gcn', width=8, depth=2, jump='cat', norm='rms')", dim=4, grid=(7,))),
+    Row("graph", "gcn-batch", trunk("graph('gcn', width=8, norm='batch', residual=False)", dim=4, grid=(7,))),
+    Row("graph", "gat", trunk("graph('gat', width=8, heads=2, act='gelu')", dim=4, grid=(2, 4))),
+    Row("graph", "gat-features", trunk("graph('gat', width=8, depth=1, norm='none', edge_dim=2)", dim=4, grid=(7,))),
     Row("mlp", "set-none", trunk("mlp(width=16, over='set', norm='none', act='sigmoid', depth=1)", dim=4, grid=(2, 3))),
+    Row("timm", "convolutions", trunk("timm('test_resnet')", grid=(32, 32))),
+    Row("timm", "patches", trunk("timm('test_vit', size=32)", grid=(32, 32))),
+    Row("hf", "bert", trunk(f"hf('tiny', config={BERT})", dim=16, grid=(6,))),
+    Row("hf", "gpt2", trunk(f"hf('tiny', config={GPT2})", dim=16, grid=(6,))),
+    Row("hf", "vit", trunk(f"hf('tiny', config={VIT})", grid=(8, 8))),
+    Row("open_clip", "image", trunk(f"open_clip('tiny', config={CLIP})", grid=(8, 8))),
+    Row("open_clip", "text", trunk(f"open_clip('tiny', tower='text', config={CLIP})", dim=16, grid=(6,))),
 ]
 
+PAIR = "pair(left=mlp(width=8), right=mlp(width=6, over='set'), rank=4)"
+OUTER = "pair(left=mlp(width=4), right=mlp(width=4), rank=None, linear=False)"
+WORDS = "transformer(width=16, depth=2, heads=2)"
+GPT = "transformer(width=16, depth=1, heads=2, causal=True)"
+VISION = "transformer(width=16, depth=1, heads=2, patch=2)"
 CONV, MLP, SET = "convnet(width=4, stages=2)", "mlp(width=16)", "mlp(width=16, over='set')"
+RNN, ATTENTION = "recurrent('gru', width=8)", "transformer(width=16, depth=1, heads=2)"
 
 OBJECTIVES = [
     Row("simclr", "images", objective("simclr(hidden=16, out=8)", CONV, images), lambda: images()[1]),
     Row("simclr", "images-n4", objective("simclr(n=4, hidden=16, out=8)", CONV, images), lambda: images()[1]),
     Row("simclr", "tables", objective("simclr(hidden=16, out=8)", MLP, tables), lambda: tables()[1]),
+    Row("simclr", "text", objective("simclr(hidden=16, out=8)", SET, texts), lambda: texts()[1]),
     Row("autoencoder", "images", objective("autoencoder(code=6)", CONV, images), lambda: images()[1]),
     Row("autoencoder", "denoising", objective("autoencoder(code=6, noise=.5)", CONV, images), lambda: images()[1]),
     Row("autoencoder", "tables", objective("autoencoder(code=6, noise=.2)", MLP, tables), lambda: tables()[1]),
     Row("autoencoder", "tables-set", objective("autoencoder(code=6)", SET, tables), lambda: tables()[1]),
+    Row("autoencoder", "text-set", objective("autoencoder(code=6, noise=.2)", SET, texts), lambda: texts()[1]),
     Row("masked", "images", objective("masked(ratio=.4)", CONV, images), lambda: images()[1]),
     Row("masked", "images-mlp", objective("masked(swap=.2, same=.2)", MLP, images), lambda: images()[1]),
     Row("masked", "tables", objective("masked(ratio=.3)", MLP, tables), lambda: tables()[1]),
+    Row("autoencoder", "images-recurrent", objective("autoencoder(code=6)", RNN, images), lambda: images()[1]),
+    Row("autoencoder", "images-transformer", objective("autoencoder(code=6)", ATTENTION, images), lambda: images()[1]),
+    Row("autoencoder", "tables-recurrent", objective("autoencoder(code=6)", RNN, tables), lambda: tables()[1]),
+    Row("masked", "images-visible", objective("masked(ratio=.6)", VISION, images), lambda: images()[1]),
+    Row("masked", "tables-visible", objective("masked()", WORDS, tables), lambda: tables()[1]),
+    Row("masked", "text", objective("masked(ratio=.3)", WORDS, texts), lambda: texts()[1]),
+    Row("masked", "text-bert", objective("masked(ratio=.5, swap=.2, same=.2)", WORDS, texts), lambda: texts()[1]),
+    Row("next_token", "text", objective("next_token()", GPT, texts), lambda: texts()[1]),
+    Row("next_token", "text-rnn", objective("next_token(tie=False)", "recurrent(width=16)", texts), lambda: texts()[1]),
+    Row("denoising", "text", objective("denoising(views={'delete': .5})", WORDS, texts), lambda: texts()[1]),
+    Row("denoising", "text-rnn", objective("denoising()", "recurrent('gru', width=16)", texts), lambda: texts()[1]),
     Row("supervised", "classes", objective("supervised(3, smoothing=.1)", CONV, images), with_target(images, False)),
     Row(
         "supervised",
@@ -148,12 +280,22 @@ OBJECTIVES = [
         objective("supervised(3, views={'crop': (.5, 1.), 'flip': 0.})", CONV, images),
         with_target(images, False),
     ),
+    Row("supervised", "pair", objective("supervised(3)", PAIR, pairs), with_target(pairs, False)),
+    Row(
+        "supervised", "pair-rating", objective("supervised(1, task='numbers')", OUTER, pairs), with_target(pairs, True)
+    ),
+    Row("supervised", "pairs-mlp", objective("supervised(3)", MLP, pairs), with_target(pairs, False)),
+    Row("simclr", "pair", objective("simclr(hidden=16, out=8)", PAIR, pairs), lambda: pairs()[1]),
 ]
 
 MODALITIES = [
     Row("images", "grey", pictures),
     Row("images", "colour", colours),
     Row("tables", "mixed", cases),
+    Row("pairs", "tables", couples),
+    Row("pairs", "mixed", lambda: couples(False)),
+    Row("text", "sentences", sentences),
     Row("tables", "numeric", lambda: cases(categorical=False)),
+    Row("tables", "dates", dated),
     Row("tables", "categorical", lambda: cases(numeric=False)),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,6 +33,9 @@ def unknown(what: str, name: str, valid: Iterable[str]) -> UserError:
 def need(module: str, extra: str) -> Any:
     """Import an optional library, or say which extra of modicum installs it."""
     try:
-        return importlib.import_module(module)
+        with warnings.catch_warnings():
+            # Nobody here can act on what a library uses inside itself: torch-geometric scripts a class on import.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(module)
     except ImportError as error:
         raise UserError(f"this needs {module}: install it with  pip install 'modicum[{extra}]'  ({error})") from error

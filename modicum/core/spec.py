@@ -32,7 +32,7 @@ FOLDERS = {
     "encoder": "modicum.nn",
 }
 GROUPS = {"trunk": "modicum.trunks", "objective": "modicum.objectives", "modality": "modicum.modalities"}
-ENCODERS = ["encoder"]
+ENCODERS = ["encoder", "pair"]
 """The modules of modicum.nn that hold a kind of encoder."""
 
 
@@ -203,10 +203,25 @@ def build(kind: str, spec: Spec | str, **given: Any) -> Any:
     for key, value in given.items():
         if key in wanted and key not in args:
             args[key] = value.call(None) if isinstance(value, Make) else value
+            _check_encoder(f"{kind} '{spec['name']}'", cls, key, args[key])
+    _all_there(kind, spec, wanted, args)
+    return cls(**args)
+
+
+def resolve(kind: str, spec: Spec, context: tuple[str, ...]) -> dict[str, Any]:
+    """The plain arguments of a spec by name, checked as `build` does; those of `context` are decided elsewhere."""
+    cls = part(kind, spec["name"])
+    wanted = {k: p for k, p in arguments(cls).items() if k not in context}
+    args = {k: _tuples(v) for k, v in _named(kind, spec, list(wanted), arguments(cls)).items()}
+    _check(f"{kind} '{spec['name']}'", cls, args)
+    _all_there(kind, spec, wanted, args)
+    return args
+
+
+def _all_there(kind: str, spec: Spec, wanted: Mapping[str, inspect.Parameter], args: Mapping[str, Any]) -> None:
     missing = [k for k, p in wanted.items() if p.default is inspect.Parameter.empty and k not in args]
     if missing:
         raise UserError(f"{kind} '{spec['name']}' needs {', '.join(missing)}: write {spec['name']}({missing[0]}=...)")
-    return cls(**args)
 
 
 def _named(kind: str, spec: Spec, positional: list[str], wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,6 +260,14 @@ def _check(what: str, cls: type, args: Mapping[str, Any]) -> None:
             raise UserError(f"{what}: {key} wants {inspect.formatannotation(hint)}, got {given}")
 
 
+def _check_encoder(what: str, cls: type, key: str, value: Any) -> None:
+    """Refuse an encoder of several trunks where the constructor's annotation wants a plain one."""
+    if kind_of(value) == "encoder" and not _fits(value, typing.get_type_hints(cls.__init__).get(key, Any)):  # type: ignore[misc]
+        raise UserError(
+            f"{what} needs an encoder of one trunk, such as convnet or mlp; '{type(value).__name__.lower()}' is none"
+        )
+
+
 def _fits(value: Any, hint: Any) -> bool:
     origin, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
@@ -267,7 +290,11 @@ def _tuples(value: Any) -> Any:
 def spec(kind: str, obj: Any) -> Spec:
     """The constructor call that makes `obj` again, as JSON: every argument is an attribute of the same name."""
     name = next((n for n in names(kind) if part(kind, n) is type(obj)), None)
-    assert name is not None, f"{type(obj).__name__} is no part of kind {kind}"
+    if name is None:
+        raise UserError(
+            f"a {type(obj).__name__} cannot be written to a run: it is no {kind} that has a name; register its class "
+            f"as an entry point of the group {GROUPS.get(kind, 'modicum.trunks')}"
+        )
     args = {}
     for key in arguments(type(obj)):
         value = getattr(obj, key)

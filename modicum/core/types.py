@@ -9,6 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
+import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
@@ -154,6 +155,10 @@ class Input(ABC):
         """The columns of a table that are taken as input; none where the input is no table."""
         return ()
 
+    def note(self) -> str:
+        """What a person should know of how the data is read, such as the kinds of a table's columns; "" for nothing."""
+        return ""
+
     def prompt(self, text: str | None, n: int) -> Batch | None:
         """`n` rows that begin with `text`, for a model to go on with; None where nothing is to begin with."""
         del n
@@ -231,18 +236,27 @@ class Trunk(nn.Module, ABC):
         """The mirror of this trunk: (b, code) -> tokens (b, t, dim) on the input grid."""
 
     def seq2seq(self, dim: int) -> nn.Module:
-        """An autoregressive decoder that attends to this trunk's output: (targets, memory: Tokens) -> (b, t, dim_out).
+        """An autoregressive decoder that attends to this trunk's output: (targets, memory) -> (b, t, dim_out).
 
-        `targets` are tokens (b, t, dim), each of which sees those before it and itself.
+        Each of the `targets` (b, t, dim) sees itself and those before it; `memory` is Tokens as this trunk gives them.
         """
         raise UserError(f"trunk '{type(self).__name__}' has no decoder that attends to its tokens: use transformer")
 
     def step(self, tokens: Tokens, state: Any = None) -> tuple[Tokens, Any]:
         """The next tokens of causal sequences, given the state after those before (None at the start).
 
-        Steps one after the other equal one causal forward; needs `causal`.
+        Steps one after the other equal one causal forward; needs `causal`. Here every step runs over all tokens so far;
+        trunks that keep a smaller state do better.
         """
-        raise UserError(f"trunk '{type(self).__name__}' cannot go on from a state (it lacks 'causal')")
+        if "causal" not in self.can:
+            raise UserError(f"trunk '{type(self).__name__}' cannot go on from a state (it lacks 'causal')")
+        parts = [tokens] if state is None else [state, tokens]
+        masks = [p.x.new_ones(p.x.shape[:2], dtype=torch.bool) if p.mask is None else p.mask for p in parts]
+        mask = None if all(p.mask is None for p in parts) else torch.cat(masks, 1)
+        x = torch.cat([p.x for p in parts], 1)
+        whole = Tokens(x, mask, (x.shape[1],))
+        out, t = self(whole, causal=True), tokens.x.shape[1]
+        return out._replace(x=out.x[:, -t:], mask=tokens.mask, grid=(t,)), whole
 
     def translate(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """A checkpoint of timm or transformers under this trunk's parameter names; what is not the trunk's is left."""

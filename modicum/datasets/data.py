@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import torch
 
 from modicum.core.errors import UserError, nearest
+from modicum.core.ragged import join
 from modicum.core.spec import names, part
 from modicum.core.types import Batch, Input, Source
+from modicum.datasets._remote import fetch, is_url
 
 LABELS = ("label", "class", "target", "y")
 
@@ -64,10 +66,10 @@ class Data:
         found = name or next((d for d in default if d in self.table.column_names), None)
         return None if found is None else self.table.column(found)
 
-    def ids(self) -> list[str]:
-        """The id or path of every row, else its number."""
-        column = self.column(None, default=["id"])
-        return [str(v) for v in (range(len(self)) if column is None else column.to_pylist())]
+    def ids(self, rows: np.ndarray | None = None) -> list[str]:
+        """The id or path of every row, or of `rows`, else its number."""
+        column, index = self.column(None, default=["id"]), np.arange(len(self)) if rows is None else rows
+        return [str(v) for v in (index if column is None else column.take(pa.array(index)).to_pylist())]
 
     def label_column(self, name: str | None = None) -> str | None:
         """The column that `labels(name)` reads: the one named, else the first of `LABELS` that there is."""
@@ -93,9 +95,13 @@ class Data:
             kind = "numbers" if number or (whole and not few) else "classes"
         if kind == "numbers":
             try:
-                return Labels(kind, np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64))
+                values = np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)
             except pa.ArrowException as error:
                 raise UserError(f"label column '{name}' of {self.name} is not numeric: {error}") from None
+            if len(infinite := np.flatnonzero(np.isinf(values))):
+                where = f"{len(infinite)} row(s), first row {infinite[0]}"
+                raise UserError(f"{self.name}: the label is infinite in {where}: blank them")
+            return Labels(kind, values)
         return self._classes(column, classes)
 
     def _classes(self, column: pa.ChunkedArray, classes: Sequence[str] | None) -> Labels:
@@ -131,6 +137,8 @@ class Chain:
 
     def __init__(self, first: Source, second: Source) -> None:
         self.first, self.second, self.size = first, second, first.size + second.size
+        lengths: list[Any] = [getattr(source, "lengths", None) for source in (first, second)]
+        self.lengths = None if any(own is None for own in lengths) else np.concatenate(lengths)
 
     def rows(self, index: np.ndarray) -> Batch:
         late = index >= self.first.size
@@ -138,14 +146,14 @@ class Chain:
             return self.first.rows(index)
         a, b = self.first.rows(index[~late]), self.second.rows(index[late] - self.first.size)
         back = torch.from_numpy(np.argsort(np.concatenate([np.flatnonzero(~late), np.flatnonzero(late)])))
-        return {key: torch.cat([a[key], b[key]])[back] for key in a}
+        return {key: value[back] for key, value in join([a, b]).items()}
 
 
 def builtin() -> list[str]:
     """The built-in data sets, in kebab case."""
     import modicum.datasets as folder
 
-    found = [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "data"]
+    found = [m.name for m in pkgutil.iter_modules(folder.__path__) if m.name != "data" and not m.name.startswith("_")]
     return sorted(name.replace("_", "-") for name in found)
 
 
@@ -153,13 +161,13 @@ def address(data: Any) -> str | None:
     """What finds the data again from any folder: a built-in name or a full path; None for rows in memory."""
     if not isinstance(data, str | Path):
         return None
-    return str(data) if str(data) in builtin() else str(Path(data).resolve())
+    return str(data) if str(data) in builtin() or is_url(data) else str(Path(data).resolve())
 
 
 def modalities() -> list[type[Input]]:
-    """Every modality, those that read a plain table last."""
+    """Every modality: pairs first, whose columns may be of any other, those that read a plain table last."""
     found = [part("modality", name) for name in names("modality")]
-    return sorted(found, key=lambda m: m.modality == "tables")
+    return sorted(found, key=lambda m: {"pairs": 0, "tables": 2}.get(m.modality, 1))
 
 
 def open_data(data: Any, modality: type[Input] | None = None) -> Data:
@@ -178,7 +186,9 @@ def open_data(data: Any, modality: type[Input] | None = None) -> Data:
         except UserError as error:
             refused.append(f"{kind.modality}: {error}")
             continue
-        table = raw if isinstance(raw, pa.Table) else pa.table({"id": [str(i) for i in range(len(raw))]})
+        table = raw if isinstance(raw, pa.Table) else getattr(raw, "facts", None)
+        if table is None:
+            table = pa.table({"id": [str(i) for i in range(len(raw))]})
         if not len(table):
             raise UserError(f"the {type(data).__name__} has no rows")
         return Data(f"{type(data).__name__} in memory", kind, raw, table)
@@ -191,16 +201,16 @@ def _open_path(data: str, kinds: list[type[Input]]) -> Data:
         if found.modality not in kinds:
             raise UserError(f"{data} holds {found.modality.modality}; wanted {kinds[0].modality}")
         return found
-    path = Path(data)
+    path = fetch(data) if is_url(data) else Path(data)
     if not path.exists():
         known = ", ".join(nearest(data, builtin()))
         raise UserError(f"'{data}' is neither a path that exists nor a built-in data set; built in: {known}")
     for kind in kinds:
         if kind.claims(path):
             raw, table = kind.scan(path)
-            return Data(path.name, kind, raw, table, origin=str(path))
+            return Data(path.name, kind, raw, table, origin=data if is_url(data) else str(path))
     others = [kind.modality for kind in modalities() if kind not in kinds and kind.claims(path)]
     if others:
         raise UserError(f"{path} holds {others[0]}; wanted {kinds[0].modality}")
-    wanted = "images in a folder, .npy/.npz, IDX, or a CSV, JSON lines or Parquet table"
+    wanted = "images in a folder, .npy/.npz, IDX, a .txt file, or a CSV, JSON lines or Parquet table"
     raise UserError(f"{path}: nothing to read there; wanted {wanted}")

@@ -1,4 +1,4 @@
-"""Reading tables from files, and keys of content for the cache: shared by the modalities."""
+"""Kinds of table files, and keys of content for the cache: shared by the modalities."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,6 @@ from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.json
@@ -28,7 +26,6 @@ CSV = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
 TABLES = (*CSV, *JSON, *PARQUET)
-BLOCK = 1 << 26  # bytes: one row (a long text) must fit into one block of pyarrow's readers
 
 
 def table_kind(path: Path) -> str:
@@ -37,52 +34,38 @@ def table_kind(path: Path) -> str:
     return Path(name).suffix
 
 
-def read_table(path: str | Path) -> pa.Table:
-    """Read CSV/TSV or JSON lines (.gz or not), or Parquet (one file or a folder of them), as a table.
-
-    Empty strings of a CSV become null; words like NA are null in columns of numbers and text in columns of text.
-    UserError: missing or empty file, unknown extension, ragged rows, not UTF-8, a column name used twice.
-    """
-    path = Path(path)
-    kind = table_kind(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or folder")
-    if path.is_dir():
-        table = _read_parquet(
-            sorted(p for e in PARQUET for p in path.rglob(f"*{e}") if not p.name.startswith(".")), path
-        )
-    elif kind not in TABLES:
-        raise UserError(
-            f"{path}: unknown kind of table '{kind}'; known: {', '.join(TABLES)}, or a folder of Parquet files"
-        )
-    elif path.stat().st_size == 0:
-        raise UserError(f"{path}: the file is empty")
-    elif kind in PARQUET:
-        table = _read_parquet([path], None)
-    else:
-        _check_encoding(path)
-        table = _read_csv(path, CSV[kind]) if kind in CSV else _read_json(path)
-    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: column names used twice: {', '.join(twice)}; rename them")
-    if table.num_rows == 0:
-        raise UserError(f"{path}: the table has no rows")
-    return table
-
-
 def peek(path: Path) -> pa.Table:
     """The first rows of a table, to see its columns without reading all of it."""
-    kind = "csv" if table_kind(path) in CSV else "json" if table_kind(path) in JSON else "parquet"
+    kind = table_kind(path)
+    read: Any = "json" if kind in JSON else thrifty()
+    if kind in CSV:
+        parse = pyarrow.csv.ParseOptions(delimiter=CSV[kind], newlines_in_values=True)
+        read = pyarrow.dataset.CsvFileFormat(parse)
     try:
-        return pyarrow.dataset.dataset(path, format=kind).head(100)
+        return pyarrow.dataset.dataset(path, format=read).scanner(**ONE_BY_ONE).head(100)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as a table: {error}") from None
 
 
-def _check_encoding(path: Path) -> None:
+ONE_BY_ONE: dict[str, Any] = {
+    "batch_size": 1 << 14,
+    "batch_readahead": 1,
+    "fragment_readahead": 1,
+    "use_threads": False,
+}
+"""How to scan a data set without many of its rows in memory."""
+
+
+def thrifty() -> pyarrow.dataset.ParquetFileFormat:
+    """Parquet read page by page: whole row groups may be large."""
+    options = pyarrow.dataset.ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)
+    return pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=options)
+
+
+def check_encoding(path: Path) -> None:
     """Raise a UserError naming the first line of `path` that is not UTF-8."""
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             for number, line in enumerate(file, 1):
                 if number == 1 and line.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
@@ -98,59 +81,9 @@ def _check_encoding(path: Path) -> None:
         raise UserError(f"{path}: cannot be read: {error}") from error
 
 
-def _opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
+    """The bytes of a file, unpacked where it ends in .gz."""
     return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def _read_csv(path: Path, delimiter: str) -> pa.Table:
-    ragged: list[str] = []
-
-    def note(row: pyarrow.csv.InvalidRow) -> str:
-        ragged.append(
-            f"row {row.number} has {row.actual_columns} columns, not {row.expected_columns}: {row.text[:80]!r}"
-        )
-        return "error"
-
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=note)
-    # One thread, or pyarrow does not know the numbers of the ragged rows.
-    read = pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK)
-    try:
-        table = pyarrow.csv.read_csv(path, read_options=read, parse_options=parse)
-    except pa.ArrowInvalid as error:
-        what = f"{ragged[0]} (the header is row 1); quote values that hold '{delimiter}'" if ragged else error
-        raise UserError(f"{path}: {what}") from error
-    if table.num_columns == 1 and ";" in table.column_names[0]:
-        raise UserError(f"{path}: the columns seem to be separated by ';': save it with '{delimiter}'")
-    for number, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            column = table.column(number)
-            blank = pc.equal(column, "")
-            table = table.set_column(number, field.name, pc.if_else(blank, pa.scalar(None, field.type), column))
-    return table
-
-
-def _read_json(path: Path) -> pa.Table:
-    try:
-        return pyarrow.json.read_json(path, read_options=pyarrow.json.ReadOptions(block_size=BLOCK))
-    except pa.ArrowInvalid as error:
-        raise UserError(f"{path}: not JSON lines, one object a line (rows are counted from 0): {error}") from error
-
-
-def _read_parquet(files: Sequence[Path], folder: Path | None) -> pa.Table:
-    if not files:
-        raise UserError(f"{folder}: holds no Parquet files (*{', *'.join(PARQUET)})")
-    options: dict[str, Any] = {"format": "parquet"}
-    if folder:
-        options |= {"partitioning": pyarrow.dataset.partitioning(flavor="hive"), "partition_base_dir": str(folder)}
-    names = [str(f) for f in files]
-    try:
-        data = pyarrow.dataset.dataset(names, **options)
-        # The data set alone would take the first file's columns and drop every other.
-        schemas = [data.schema, *(part.physical_schema for part in data.get_fragments())]
-        schema = pa.unify_schemas(schemas, promote_options="permissive")
-        return pyarrow.dataset.dataset(names, schema=schema, **options).to_table()
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{folder or files[0]}: cannot be read as Parquet: {error}") from error
 
 
 def cache_dir() -> Path:
@@ -230,3 +163,8 @@ def row_hashes(array: np.ndarray) -> np.ndarray:
         mixed *= keys[1]
         out[start : start + step] = mixed.sum(1, dtype=np.uint64)
     return out
+
+
+def tenth(texts: Iterable[str]) -> list[bool]:
+    """True for the tenth of the texts whose hash says so: equal texts fall on one side, on every machine."""
+    return [hashlib.blake2b(text.encode(), digest_size=8).digest()[0] * 10 < 256 for text in texts]

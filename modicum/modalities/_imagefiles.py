@@ -16,8 +16,9 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from modicum.core.errors import UserError, Warned
-from modicum.modalities._files import PARQUET, TABLES, content_key, read_table, table_kind
+from modicum.modalities._files import PARQUET, TABLES, content_key, table_kind
 from modicum.modalities._imagearrays import SPLITS, checked, idx_sets, is_idx, merged, read_idx, read_numpy
+from modicum.modalities._tableread import read_table
 
 EXTENSIONS = {
     ".png",

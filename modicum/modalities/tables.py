@@ -2,44 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Batch, Embed, Input, Packed, Progress, Tokens, Unembed
-from modicum.modalities._files import TABLES, read_table, row_hashes, table_kind
-
-MISSING, UNSEEN = 0, 1
-"""Codes of a category that is missing, or was not in the training rows; known ones follow."""
+from modicum.modalities._files import TABLES, table_kind
+from modicum.modalities._tablecolumns import Knots, asked_kinds, find, in_words
+from modicum.modalities._tablepack import MISSING, Plan, pack
+from modicum.modalities._tableread import scan
 
 
 class Scaling(nn.Module):
     """Numeric columns (b, n) to mean 0 and standard deviation 1 in the training rows, NaN where missing, and back.
 
-    In float64: a date in seconds has more digits than float32 holds.
+    Columns with knots go on to normal scores, piecewise linearly through them and beyond the outer ones. In float64: a
+    date in seconds has more digits than float32 holds.
     """
 
     mean: Tensor
     std: Tensor
+    at: Tensor
+    score: Tensor
 
     def __init__(self, table: Tables) -> None:
         super().__init__()
         stats = torch.tensor([(mean, std) for _, mean, std in table.numeric], dtype=torch.float64).view(-1, 2)
+        most = max((len(k) for k in table.knots), default=0)
+        points = torch.tensor([_padded(k, most) for k in table.knots], dtype=torch.float64).view(
+            len(table.knots), most, 2
+        )
         self.register_buffer("mean", stats[:, 0].clone(), persistent=False)
         self.register_buffer("std", stats[:, 1].clone(), persistent=False)
+        self.register_buffer("at", points[..., 0].contiguous(), persistent=False)
+        self.register_buffer("score", points[..., 1].contiguous(), persistent=False)
 
     def forward(self, numeric: Tensor) -> Tensor:
-        return ((numeric - self.mean) / self.std).float()
+        x = (numeric - self.mean) / self.std
+        return (bend(x, self.at, self.score) if len(self.at) else x).float()
 
     def back(self, scaled: Tensor) -> Tensor:
-        return scaled * self.std + self.mean
+        x = bend(scaled.double(), self.score, self.at) if len(self.at) else scaled
+        return x * self.std + self.mean
+
+
+def _padded(knots: Knots, most: int) -> list[tuple[float, float]]:
+    """`most` points of one line through the knots; the identity where there are none."""
+    points = list(knots) or [(0.0, 0.0), (1.0, 1.0)]
+    (x0, z0), (x1, z1) = points[-2:]
+    return [*points, *((x1 + k * (x1 - x0), z1 + k * (z1 - z0)) for k in range(1, most - len(points) + 1))]
+
+
+def bend(x: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Every column of x (b, n) through its line from `start` to `end` (n, k), k > 1, increasing; its ends go on."""
+    x = x.T.contiguous()
+    right = torch.searchsorted(start, x).clamp(1, start.shape[1] - 1)
+    x0, x1, z0, z1 = (p.gather(1, i) for p in (start, end) for i in (right - 1, right))
+    return (z0 + (x - x0) * ((z1 - z0) / (x1 - x0))).T
 
 
 class Columns(Embed):
@@ -102,43 +127,41 @@ class Cells(Unembed):
 
 
 class Resample:
-    """SCARF's corruption (Bahri et al. 2022): a share `corrupt` of cells is drawn anew from its column in the batch."""
+    """SCARF's corruption (Bahri et al. 2022): a share `corrupt` of cells is drawn anew from its column in the batch.
 
-    def __init__(self, corrupt: float) -> None:
-        if not isinstance(corrupt, int | float) or not 0 <= corrupt < 1:
-            raise UserError(f"views: wanted 0 <= corrupt < 1, got {corrupt!r}")
-        self.corrupt = corrupt
+    A share `hide` of all cells is missing instead.
+    """
+
+    def __init__(self, corrupt: float, hide: float) -> None:
+        for name, share in (("corrupt", corrupt), ("hide", hide)):
+            if not isinstance(share, int | float) or not 0 <= share < 1:
+                raise UserError(f"views: wanted 0 <= {name} < 1, got {share!r}")
+        self.corrupt, self.hide = corrupt, hide
 
     def __call__(self, batch: Batch, rng: Generator) -> Batch:
         out = dict(batch)
-        for key in ("numeric", "categorical"):
+        for key, missing in (("numeric", torch.nan), ("categorical", MISSING)):
             x = batch[key]
             donor = torch.randint(len(x), x.shape, generator=rng, device=x.device)
             swap = torch.rand(x.shape, generator=rng, device=x.device) < self.corrupt
             out[key] = torch.where(swap, x.gather(0, donor), x)
+            if self.hide:
+                gone = torch.rand(x.shape, generator=rng, device=x.device) < self.hide
+                out[key] = out[key].masked_fill(gone, missing)
         return out
-
-
-class Cases:
-    """Columns in memory as a Source of {"numeric", "categorical"}."""
-
-    def __init__(self, numeric: np.ndarray, categorical: np.ndarray) -> None:
-        self.numeric, self.categorical, self.size = numeric, categorical, len(numeric)
-
-    def rows(self, index: np.ndarray) -> Batch:
-        return {
-            "numeric": torch.from_numpy(self.numeric[index]),
-            "categorical": torch.from_numpy(self.categorical[index]),
-        }
 
 
 @final
 class Tables(Input):
-    """Columns of a table: `numeric` (name, mean, std), `categorical` (name, categories); tokens of `width`."""
+    """Columns of a table: `numeric` (name, mean, std), `categorical` (name, categories); tokens of `width`.
+
+    `dates` are the numeric columns that hold times, in seconds; `knots` the points (standardised number, score) of
+    every numeric column's scaling, () where it is standardised only.
+    """
 
     modality = "tables"
     default_trunk = "mlp"
-    default_objective = "simclr"
+    default_objective = "masked"
     baselines = ("logistic regression", "SVM", "1-NN", "gradient boosting")
 
     def __init__(
@@ -146,12 +169,19 @@ class Tables(Input):
         numeric: tuple[tuple[str, float, float], ...] = (),
         categorical: tuple[tuple[str, tuple[str, ...]], ...] = (),
         width: int = 8,
+        dates: tuple[str, ...] = (),
+        knots: tuple[tuple[tuple[float, float], ...], ...] = (),
     ) -> None:
         if not numeric and not categorical:
             raise UserError("a table needs at least one numeric or categorical column besides the label")
         if width < 1:
             raise UserError(f"tables wants width of at least 1, got {width}")
+        if knots and len(knots) != len(numeric):
+            raise UserError(
+                f"tables wants knots for each of {len(numeric)} numeric columns or for none; got {len(knots)}"
+            )
         self.numeric, self.categorical, self.width = numeric, categorical, width
+        self.dates, self.knots = dates, knots
 
     def columns(self) -> tuple[str, ...]:
         return tuple(str(column[0]) for column in (*self.numeric, *self.categorical))
@@ -163,11 +193,12 @@ class Tables(Input):
         return Cells(self)
 
     def views(self, **options: Any) -> Resample:
-        """`corrupt`: share of the cells drawn anew from their column."""
+        """`corrupt`: share of the cells drawn anew from their column; `hide`: share of the cells made missing."""
+        defaults = {"corrupt": 0.3, "hide": 0.0}
         for key in options:
-            if key != "corrupt":
-                raise unknown("table view", key, ["corrupt"])
-        return Resample(**{"corrupt": 0.3, **options})
+            if key not in defaults:
+                raise unknown("table view", key, defaults)
+        return Resample(**{**defaults, **options})
 
     @classmethod
     def claims(cls, path: Path) -> bool:
@@ -176,7 +207,7 @@ class Tables(Input):
 
     @classmethod
     def scan(cls, path: Path) -> tuple[pa.Table, pa.Table]:
-        table = read_table(path)
+        table = scan(path)
         return table, table
 
     @classmethod
@@ -200,86 +231,51 @@ class Tables(Input):
         *,
         progress: Progress | None = None,
         exclude: Sequence[str] = (),
+        columns: str | Mapping[str, str] | None = None,
+        scaling: str = "zscore",
         **_: Any,
     ) -> Tables:
-        numeric, categorical = [], []
-        for name in raw.column_names:
-            if name in exclude:
-                continue
-            column = raw.column(name).take(pa.array(index))
-            if is_number(column.type):
-                x = numbers(column)
-                with np.errstate(invalid="ignore"):
-                    known = x[np.isfinite(x)]
-                mean, std = (float(known.mean()), float(known.std())) if len(known) else (0.0, 1.0)
-                numeric.append((name, mean, std if std > 1e-12 * max(1.0, abs(mean)) else 1.0))
-            else:
-                values = sorted(v for v in pc.unique(strings(column)).to_pylist() if v is not None)
-                if len(values) > max(100, len(index) // 2):
-                    raise UserError(
-                        f"column '{name}' has {len(values)} different texts in {len(index)} rows: it looks like an "
-                        "id or free text; drop it from the table"
-                    )
-                categorical.append((name, tuple(values)))
-        return cls(tuple(numeric), tuple(categorical))
+        """The columns but `exclude` as rows `index` show them; `columns` says otherwise of some (`age:numeric,...`).
+
+        `scaling`: "zscore", or "quantile" (normal scores of ranks).
+        """
+        asked = asked_kinds(columns, raw.column_names)
+        if taken := [name for name in asked if name in exclude and asked[name] != "drop"]:
+            raise UserError(f"--columns: '{taken[0]}' is the label, an id or a split and cannot be input too")
+        found = find(raw, index, exclude, asked, scaling)
+        return cls(found.numeric, found.categorical, dates=found.dates, knots=found.knots)
 
     def pack(self, raw: pa.Table, *, skip_bad: bool = False, progress: Progress | None = None) -> Packed:
-        absent = [name for name in self.columns() if name not in raw.column_names]
-        if absent:
-            raise UserError(f"the table lacks the column(s) {', '.join(absent)}; it has {', '.join(raw.column_names)}")
-        numeric = np.empty((raw.num_rows, len(self.numeric)))
-        for j, (name, *_) in enumerate(self.numeric):
-            if not is_number(raw.column(name).type) and not pa.types.is_null(raw.column(name).type):
-                raise UserError(f"column '{name}' was numeric in training; here it is {raw.column(name).type}")
-            numeric[:, j] = numbers(raw.column(name))
-            if infinite := np.flatnonzero(np.isinf(numeric[:, j])).tolist():
-                raise UserError(
-                    f"column '{name}' is infinite in {len(infinite)} row(s), first row {infinite[0]}: blank them"
-                )
-        categorical = np.empty((raw.num_rows, len(self.categorical)), np.int64)
-        for j, (name, values) in enumerate(self.categorical):
-            text = strings(raw.column(name))
-            code = pc.fill_null(pc.index_in(text, value_set=pa.array(values, pa.string())), -1).to_numpy()
-            missing = pc.is_null(text).to_numpy()
-            categorical[:, j] = np.where(missing, MISSING, np.where(code < 0, UNSEEN, code + 2))
-        both = np.concatenate([numeric.view(np.uint8), categorical.view(np.uint8)], 1)
-        return Packed(Cases(numeric, categorical), np.arange(raw.num_rows), [], row_hashes(both))
+        plan = Plan([name for name, *_ in self.numeric], self.dates, self.categorical)
+        return pack(raw, plan, skip_bad, progress)
 
     def flat(self, batch: Batch) -> np.ndarray:
         """Scaled numbers (0 where missing, with an indicator) and one-hot categories."""
-        stats = np.array([(m, s) for _, m, s in self.numeric]).reshape(-1, 2)
-        x = ((batch["numeric"].numpy() - stats[:, 0]) / stats[:, 1]).astype(np.float32)
+        x = Scaling(self)(batch["numeric"]).numpy()
         hot = [
             np.eye(len(v) + 2, dtype=np.float32)[batch["categorical"][:, j].numpy()]
             for j, (_, v) in enumerate(self.categorical)
         ]
         return np.concatenate([np.nan_to_num(x), np.isnan(x).astype(np.float32), *hot], 1)
 
+    def note(self) -> str:
+        return in_words(self.numeric, self.categorical, self.dates)
+
     def show(self, batch: Batch) -> list[dict[str, str]]:
         names = [["(missing)", "(unseen)", *values] for _, values in self.categorical]
         out = []
         for number, code in zip(batch["numeric"].tolist(), batch["categorical"].tolist(), strict=True):
-            cells: list[str] = [f"{n}={v:.4g}" for (n, *_), v in zip(self.numeric, number, strict=True)]
+            cells = [f"{n}={self._cell(n, v)}" for (n, *_), v in zip(self.numeric, number, strict=True)]
             cells += [
                 f"{name}={names[j][c]}" for j, ((name, _), c) in enumerate(zip(self.categorical, code, strict=True))
             ]
             out.append({"text": ", ".join(cells)})
         return out
 
-
-def is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
-def numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """The column as float64 (n,), NaN where missing."""
-    return np.asarray(pc.cast(column, pa.float64()).to_numpy(), np.float64)
-
-
-def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    try:
-        return pc.cast(column, pa.string())
-    except pa.ArrowException:
-        raise UserError(
-            f"a column of type {column.type} cannot be a category; use text, whole numbers or true/false"
-        ) from None
+    def _cell(self, name: str, value: float) -> str:
+        """A number for a reader; a date as one, without its time where all of them are whole days."""
+        if value != value:
+            return "(missing)"
+        if name not in self.dates or not abs(value) < 2**47:
+            return f"{value:.4g}"
+        return str(np.datetime64(round(value), "s")).replace("T00:00:00", "")

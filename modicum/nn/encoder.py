@@ -75,7 +75,7 @@ class Tower(nn.Module, ABC):
         if not 0 <= count <= len(layers):
             raise UserError(f"cannot freeze {count} layers: the encoder has {len(layers)} ({', '.join(self.layers())})")
         self.frozen = count
-        for k, parts in enumerate(layers):
+        for k, parts in reversed(list(enumerate(layers))):  # a parameter tied across layers belongs to the first
             for own in parts:
                 own.requires_grad_(k >= count)
         return self.train(self.training)
@@ -133,13 +133,32 @@ class Encoder(Tower):
         embed = input.embed()
 
         def trunk(given: Spec | None) -> Trunk:
-            made: Trunk = build("trunk", given or input.default_trunk, dim=embed.dim, grid=embed.grid)
+            decided = {"dim": embed.dim, "grid": embed.grid, "edge_dim": embed.edge_dim}
+            made: Trunk = build("trunk", given or input.default_trunk, **decided)
             return made
 
         if spec.get("name") == "encoder":
             made: Encoder = build("encoder", spec, input=input, trunk=Make(trunk))
             return made
         return cls(input, trunk(spec))
+
+    @classmethod
+    def wrap(
+        cls, module: nn.Module, input: Input, dim: int | None = None, layers: list[str] | None = None, pool: str = "own"
+    ) -> Encoder:
+        """An encoder around any module of your own, for use in Python; a run cannot record it.
+
+        On a 2-d grid of tokens, such as pixels, it is given (b, c, h, w), else tokens (b, t, d); it returns (b, d),
+        (b, t, d) or (b, c, h, w). `dim`: the width that is expected of its output; `layers`: paths of its children in
+        order, where those found are not right. UserError where it does not run, or gives something else.
+        """
+        from modicum.nn.foreign import Wrapped
+
+        embed = input.embed()
+        made = cls(input, Wrapped(embed.dim, tuple(embed.grid), module, layers), pool)
+        if dim is not None and made.dim != dim:
+            raise UserError(f"{type(module).__name__} gives features of width {made.dim}, not {dim}")
+        return made
 
     @property
     def dim(self) -> int:
@@ -171,6 +190,8 @@ class Encoder(Tower):
         for name, used in (("keep", keep is not None), ("causal", causal)):
             if used:
                 self.require(name)
+        if not self.trunk.can & {"any_length", "padding"}:  # others take the real tokens alone for the whole row
+            tokens = filled(tokens, self.trunk.grid)
         options: dict[str, Any] = {"keep": keep} if keep is not None else {}
         if causal:
             options["causal"] = True
@@ -190,6 +211,16 @@ class Encoder(Tower):
         if capability not in self.trunk.can:
             can = ", ".join(sorted(self.trunk.can)) or "nothing optional"
             raise UserError(f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can})")
+
+
+def filled(tokens: Tokens, grid: tuple[int, ...]) -> Tokens:
+    """Tokens of rows in a line, padded to the length of `grid` where they are fewer."""
+    missing = math.prod(grid) - tokens.x.shape[1]
+    if len(grid) != 1 or missing <= 0:
+        return tokens
+    mask = tokens.x.new_ones(tokens.x.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
+    x, mask = nn.functional.pad(tokens.x, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
+    return tokens._replace(x=x, mask=mask, grid=tuple(grid))
 
 
 def spread(hide: Tensor, coarse: tuple[int, ...], fine: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modicum.core.errors import unknown
+from modicum.core.errors import UserError, unknown
 
 
 class SwiGLU(nn.Module):
@@ -60,6 +60,21 @@ def norm1d(name: str, width: int, eps: float = 1e-5) -> nn.Module:
     raise unknown("norm", name, ["batch", "layer", "rms", "none"])
 
 
+def as_image(x: Tensor, grid: tuple[int, ...], dim: int) -> Tensor:
+    """Tokens (b, h·w, dim) -> a channels-last image (b, dim, h, w), a view; UserError for those of another grid."""
+    if x.shape[1:] != (grid[0] * grid[1], dim):
+        raise UserError(
+            f"wanted tokens (b, {grid[0] * grid[1]}, {dim}) on grid {tuple(grid)}, as the network was built for; "
+            f"got {tuple(x.shape)}"
+        )
+    return x.reshape(-1, grid[0], grid[1], dim).permute(0, 3, 1, 2)
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """An image (b, c, h, w) -> tokens (b, h·w, c), a view where it is channels-last."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def perceptron(widths: list[int], norm: str = "batch") -> nn.Sequential:
     """Linear, norm, ReLU, ..., Linear through `widths`: projection heads and decoders."""
     parts: list[nn.Module] = []
@@ -95,6 +110,11 @@ class DropPath(nn.Module):
             return x
         kept = torch.empty((len(x), *[1] * (x.dim() - 1)), dtype=x.dtype, device=x.device).bernoulli_(1 - self.rate)
         return x * kept.div_(1 - self.rate)
+
+
+def rising(rate: float, blocks: int) -> list[float]:
+    """The stochastic depth of each block: none in the first, rising linearly to `rate` in the last."""
+    return [rate * k / max(1, blocks - 1) for k in range(blocks)]
 
 
 class AttentionPool(nn.Module):

@@ -8,20 +8,39 @@ from torch import Tensor, nn
 
 from modicum.core.errors import UserError
 
+FEW, MANY = 64, 1024
+"""The patches aimed at, and the most tokens that are taken one by one where no patch divides an image."""
+
 
 def coarse(grid: tuple[int, ...], patch: int) -> tuple[int, ...]:
     """The grid of patches of `patch` tokens a side; UserError where they do not divide the grid."""
     if patch < 1 or not grid or any(side < 1 or side % patch for side in grid):
         raise UserError(
             f"patches of {patch} tokens a side do not divide the grid {tuple(grid)}: wanted a common divisor of its "
-            f"sides, one of {_divisors(grid)}"
+            f"sides, one of {divisors(grid)}"
         )
     return tuple(side // patch for side in grid)
 
 
-def _divisors(grid: tuple[int, ...]) -> list[int]:
+def divisors(grid: tuple[int, ...]) -> list[int]:
+    """The sides that a patch can have on the grid."""
     common = math.gcd(*grid)
     return [k for k in range(1, common + 1) if common % k == 0]
+
+
+def default_patch(grid: tuple[int, ...], largest: int | None = None) -> int:
+    """A patch's side: 1 for a sequence, else the smallest that leaves at most 64, powers of two first; or `largest`."""
+    if len(grid) == 1:
+        return 1
+    sides = sorted(divisors(grid), key=lambda k: (k & (k - 1) != 0, k))
+    counts = {k: math.prod(grid) // k ** len(grid) for k in sides}
+    fit = [k for k in sides if counts[k] >= 4 and (counts[k] <= FEW or k == largest)]
+    if not fit and math.prod(grid) > MANY:
+        raise UserError(
+            f"no patch divides the grid {grid} into 4 to {FEW} patches: give images another size, or patch=..., one of "
+            f"{divisors(grid)}"
+        )
+    return fit[0] if fit else 1
 
 
 class Patches(nn.Module):

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
-from modicum.core.types import Batch, Corrupted, Objective
+from modicum.core.types import Batch, Corrupted, Features, Objective, Tokens
 from modicum.maths.losses import spread
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Encoder, filled
 
 
 @final
@@ -37,22 +37,29 @@ class Autoencoder(Objective):
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
         if not self.noise:
             return {"batch": batch, "hide": None}
-        first = next(iter(batch.values()))
-        shape = (len(first), math.prod(self.encoder.embed.grid))
+        first, real = next(iter(batch.values())), self._real(batch)
+        shape = (len(first), math.prod(self.encoder.embed.grid) if real is None else real.shape[1])
         return {"batch": batch, "hide": torch.rand(shape, generator=rng, device=first.device) < self.noise}
 
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         features = self.encoder(corrupted["batch"], hide=corrupted["hide"])
-        tokens = self._decode(features.tokens)
-        return self.unembed.loss(tokens, corrupted["batch"]).mean(), spread(features.pooled[:128])
+        error = self.unembed.loss(self._decode(features), corrupted["batch"], self._real(corrupted["batch"]))
+        return error.mean(), spread(features.pooled[:128])
 
-    def _decode(self, tokens: Tensor) -> Tensor:
-        return self.out(self.decoder(self.bottleneck(tokens.flatten(1))))
+    def _real(self, batch: Batch) -> Tensor | None:
+        """Which tokens are no padding (b, t), where rows are ragged."""
+        return batch["mask"] if self.encoder.embed.ragged else None
+
+    def _decode(self, seen: Features) -> Tensor:
+        x = seen.tokens if seen.mask is None else seen.tokens.masked_fill(~seen.mask.unsqueeze(-1), 0)
+        x = filled(Tokens(x, seen.mask, seen.grid), self.encoder.trunk.grid_out).x
+        return self.out(self.decoder(self.bottleneck(x.flatten(1))))
 
     def reconstruct(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The rebuilt batch in raw units, and the mean error of every row (b,)."""
-        tokens = self._decode(self.encoder(batch).tokens)
-        return self.unembed.decode(tokens), self.unembed.loss(tokens, batch).mean(1)
+        tokens, real = self._decode(self.encoder(batch)), self._real(batch)
+        error = self.unembed.loss(tokens, batch)
+        return self.unembed.decode(tokens), error.mean(1) if real is None else error.sum(1) / real.sum(1)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

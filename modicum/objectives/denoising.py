@@ -45,7 +45,7 @@ class Denoising(Objective):
     def _decode(self, tokens: Tokens, memory: Tokens) -> Tensor:
         """What is said of every token, given those before it."""
         x = torch.cat([self.start.expand(len(tokens.x), 1, -1), tokens.x[:, :-1]], 1)
-        return self.out(self.decoder(tokens._replace(x=x), memory))
+        return self.out(self.decoder(x, memory))
 
     @torch.no_grad()
     def reconstruct(self, batch: Batch) -> tuple[Batch, Tensor]:
@@ -57,7 +57,7 @@ class Denoising(Objective):
         made: Batch | None = None
         x = self.start.expand(len(tokens.x), 1, -1)
         for at in range(tokens.x.shape[1]):
-            out = self.out(self.decoder(Tokens(x, None, (at + 1,)), memory))
+            out = self.out(self.decoder(x, memory))
             made = self.unembed.draw(out[:, -1:], at, made, likeliest)
             x = torch.cat([x, self.encoder.embed(made).x[:, at : at + 1]], 1)
         if made is None:

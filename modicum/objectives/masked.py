@@ -46,7 +46,7 @@ class Masked(Objective):
         width = trunk.dim_out
         if self.visible_only:
             width = max(32, trunk.dim_out // 2)
-            options = {"width": width, "depth": depth, "heads": max(1, width // 32), "patch": 1}
+            options = {"width": width, "depth": depth, "patch": 1}
             self.decoder = build("trunk", {"name": "transformer", "args": options}, dim=width, grid=self.grid)
             self.enter = nn.Linear(trunk.dim_out, width)
         self.blank: Any = None

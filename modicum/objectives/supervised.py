@@ -19,7 +19,7 @@ class Supervised(Objective):
     """A linear head of `outputs` on an encoder: task "classes" (logits) or "numbers" (outputs·scale + shift).
 
     The batch holds `target` (b,) long or float. `views`: options of the modality's views; None trains on the rows as
-    they are. Class targets are smoothed by `smoothing`.
+    they are. Predicted numbers stay within `low` and `high`. Class targets are smoothed by `smoothing`.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class Supervised(Objective):
         shift: float = 0.0,
         scale: float = 1.0,
         views: dict[str, Any] | None = None,
+        low: float | None = None,
+        high: float | None = None,
     ) -> None:
         super().__init__()
         if task not in ("classes", "numbers"):
@@ -39,6 +41,7 @@ class Supervised(Objective):
             raise UserError(f"supervised wants outputs >= 1 and 0 <= smoothing < 1; got {outputs} and {smoothing}")
         self.encoder, self.outputs, self.task, self.smoothing = encoder, outputs, task, smoothing
         self.shift, self.scale, self.views = shift, scale, views
+        self.low, self.high = low, high
         self.transform = None if views is None else encoder.input.views(**views)
         self.head = nn.Linear(encoder.dim, outputs)
         # A zero head starts from the mean prediction, whatever the scale of the features.
@@ -66,7 +69,10 @@ class Supervised(Objective):
     def predict(self, batch: Batch) -> Tensor:
         """Probabilities (b, outputs) of the classes, or numbers (b,) in the target's own units."""
         out = self.head(self.encoder(batch).pooled)
-        return out.softmax(1) if self.task == "classes" else out.squeeze(1) * self.scale + self.shift
+        return out.softmax(1) if self.task == "classes" else self._bounded(out.squeeze(1) * self.scale + self.shift)
+
+    def _bounded(self, numbers: Tensor) -> Tensor:
+        return numbers if self.low is None and self.high is None else numbers.clamp(self.low, self.high)
 
     def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}

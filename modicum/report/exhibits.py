@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,21 +21,28 @@ QUERIES, NEAREST, MISTAKES, REBUILT = 8, 8, 24, 12
 
 
 def exhibits(
-    objective: Objective, source: Source, rows: np.ndarray, ids: Sequence[str], labels: Labels | None, *, seed: int
+    objective: Objective,
+    source: Source,
+    rows: np.ndarray,
+    named: Callable[[np.ndarray], list[str]],
+    labels: Labels | None,
+    *,
+    seed: int,
 ) -> dict[str, Any]:
-    """Exhibits of at most 1,000 of the `rows`, in the JSON form that `report.page` reads.
+    """Exhibits of at most 1,000 of the `rows`, in the JSON form that `report.page` reads; `named` gives rows' ids.
 
     Predictions are shown where the objective predicts, reconstructions where it reconstructs.
     """
     rng = seeds.numpy(seed, "exhibits")
     rows = np.sort(rng.choice(rows, min(POINTS, len(rows)), replace=False))
+    ids = named(rows)
     encoder = next(iter(objective.encoders().values()))
     features = embed(encoder, source, rows)
     place, how = flat_map(features, seeds.fold(seed, "map") % 2**32)
     shown = encoder.input.show(source.rows(rows))
     points: list[dict[str, Any]] = [
-        {"x": round(float(x), 4), "y": round(float(y), 4), "id": ids[row], **show}
-        for (x, y), row, show in zip(place, rows, shown, strict=True)
+        {"x": round(float(x), 4), "y": round(float(y), 4), "id": own, **show}
+        for (x, y), own, show in zip(place, ids, shown, strict=True)
     ]
     if labels is not None:
         for point, row in zip(points, rows, strict=True):
@@ -49,7 +56,7 @@ def exhibits(
     if predict is not None and labels is not None:
         out["mistakes"] = _predicted(points, over(objective, predict, source, rows), labels, rows)
     if hasattr(objective, "reconstruct"):
-        out["reconstructions"] = rebuilt(objective, source, rows[:REBUILT], [ids[r] for r in rows[:REBUILT]])
+        out["reconstructions"] = rebuilt(objective, source, rows[:REBUILT], ids[:REBUILT])
     return out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from modicum.core import seeds
 from modicum.core.types import Batch, Objective
-from modicum.nn.encoder import Encoder, complete
+from modicum.nn.encoder import Tower, complete
 from modicum.testing.tools import (
     MakeObjective,
     check_freezing,
@@ -42,7 +42,7 @@ def objective_encoders(make: MakeObjective, batch: Batch) -> None:
     assert towers, "encoders() is empty"
     inside = {id(m) for m in objective.modules()}
     for name, tower in towers.items():
-        assert isinstance(tower, Encoder), f"encoders()['{name}'] is a {type(tower).__name__}, not an Encoder"
+        assert isinstance(tower, Tower), f"encoders()['{name}'] is a {type(tower).__name__}, not a Tower"
         assert id(tower) in inside, f"encoders()['{name}'] is no module of the objective"
         complete(tower, tower.layers())
 
@@ -100,7 +100,7 @@ def objective_gradients(make: MakeObjective, batch: Batch) -> None:
 def objective_freezing(make: MakeObjective, batch: Batch) -> None:
     """`groups(freeze=k)` and `fit` keep exactly the first k layers' parameters and buffers, bit for bit."""
 
-    def build_one() -> tuple[nn.Module, dict[str, Encoder], Callable[[int], Any]]:
+    def build_one() -> tuple[nn.Module, dict[str, Tower], Callable[[int], Any]]:
         objective = make()
         stirred(objective)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from modicum.core import seeds
 from modicum.core.spec import arguments, build, parse, spec, text_of
 from modicum.core.types import Batch, Layers, Objective, Trunk
-from modicum.nn.encoder import Encoder
+from modicum.nn.encoder import Tower
 
 CAPABILITIES = {"keep", "causal", "padding", "edges", "any_length", "stack", "pad_width"}
 
@@ -124,7 +124,7 @@ def check_spec(kind: str, obj: Any, **given: Any) -> Any:
     return again
 
 
-def check_freezing(build_one: Callable[[], tuple[nn.Module, dict[str, Encoder], Callable[[int], Any]]]) -> None:
+def check_freezing(build_one: Callable[[], tuple[nn.Module, dict[str, Tower], Callable[[int], Any]]]) -> None:
     """Assert for every k that training with k frozen layers moves exactly what lies outside them.
 
     `build_one()` gives a fresh module, its encoders, and a function that freezes k layers and trains for three steps.
@@ -147,7 +147,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
-def _frozen(module: nn.Module, encoder: Encoder, count: int) -> set[str]:
+def _frozen(module: nn.Module, encoder: Tower, count: int) -> set[str]:
     layers = encoder.layers()
     if count == len(layers):
         layers = {"all": [encoder]}  # nothing is left outside, buffers of no layer included

@@ -33,10 +33,14 @@ def batches_of(source: Source, index: np.ndarray, device: torch.device, batch: i
 
 def over(module: nn.Module, function: Callable[[Batch], Tensor], source: Source, index: np.ndarray) -> np.ndarray:
     """`function` of every row `index` of the source, concatenated on the CPU as float32 or integers."""
-    device = next(module.parameters()).device
+    device, lengths = next(module.parameters()).device, getattr(source, "lengths", None)
+    order = np.arange(len(index)) if lengths is None else np.argsort(lengths[index], kind="stable")
     with evaluating(module):
-        parts = [function(batch).cpu().numpy() for batch in batches_of(source, index, device)]
-    return np.concatenate(parts)
+        parts = [function(batch).cpu().numpy() for batch in batches_of(source, index[order], device)]
+    out = np.concatenate(parts)
+    if lengths is not None:  # rows of about one length ran together, with little padding: back to their places
+        out[order] = out.copy()
+    return out
 
 
 def embed(encoder: Tower, source: Source, index: np.ndarray) -> np.ndarray:

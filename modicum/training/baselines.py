@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import TfidfTransformer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
@@ -25,40 +29,60 @@ Make = Callable[[Any], Any]
 def _grid(kind: str, seed: int) -> dict[str, tuple[tuple[Any, ...], Make]]:
     """Name -> (four settings, setting -> scikit-learn estimator)."""
     penalties = (0.01, 0.1, 1.0, 10.0)
+    counted = (3.0, 10.0, 30.0, 100.0)  # rows of TF-IDF have length 1, so that less penalty is wanted
     margins = ((1.0, 0.5), (1.0, 1.0), (10.0, 0.5), (10.0, 1.0))
     leaves = (4, 8, 16, 31)
     boosting: dict[str, Any] = {"max_iter": 100, "learning_rate": 0.1, "min_samples_leaf": 5, "random_state": seed}
     if kind == "classes":
         return {
             "logistic regression": (penalties, lambda c: LogisticRegression(C=c, max_iter=500)),
+            "TF-IDF + logistic regression": (counted, lambda c: tfidf(LogisticRegression(C=c, max_iter=500))),
             "SVM": (margins, lambda s: SVC(C=s[0], gamma=s[1])),
             "1-NN": ((1,), lambda k: KNeighborsClassifier(k)),
             "gradient boosting": (leaves, lambda n: HistGradientBoostingClassifier(max_leaf_nodes=n, **boosting)),
         }
     return {
         "ridge regression": (penalties, lambda c: Ridge(alpha=1 / c)),
+        "TF-IDF + ridge regression": (counted, lambda c: tfidf(Ridge(alpha=1 / c))),
         "SVM": (margins, lambda s: TransformedTargetRegressor(SVR(C=s[0], gamma=s[1]), transformer=StandardScaler())),
         "1-NN": ((1,), lambda k: KNeighborsRegressor(k)),
         "gradient boosting": (leaves, lambda n: HistGradientBoostingRegressor(max_leaf_nodes=n, **boosting)),
     }
 
 
+class Seen(TransformerMixin, BaseEstimator):
+    """The columns of a sparse matrix (n, p) that are not empty in training."""
+
+    def fit(self, x: Any, y: Any = None) -> Seen:
+        self.columns_ = np.unique(x.indices)
+        return self
+
+    def transform(self, x: Any) -> Any:
+        return x[:, self.columns_]
+
+
+def tfidf(model: Any) -> Any:
+    """The model on counts of words weighted by their inverse document frequency in its training rows."""
+    return make_pipeline(Seen(), TfidfTransformer(), model)
+
+
 @dataclass(frozen=True)
 class Plain:
-    """Plain features of a source, made once: `flat` (n, p) float32 for the rows that were asked for."""
+    """Plain features of a source: `flat` (n, p) float32 for the rows that were asked for, a sparse matrix for text."""
 
     input: Input
     task: Task
 
-    def features(self, rows: np.ndarray) -> np.ndarray:
+    def features(self, rows: np.ndarray) -> Any:
         parts = [self.input.flat(self.task.source.rows(rows[i : i + 4096])) for i in range(0, len(rows), 4096)]
-        return np.concatenate(parts)
+        return sparse.vstack(parts, "csr") if sparse.issparse(parts[0]) else np.concatenate(parts)
 
 
 def names(input: Input, kind: str) -> list[str]:
     """The baselines for an input: those its modality names."""
-    wanted = {"logistic regression": "ridge regression"} if kind == "numbers" else {}
-    return [wanted.get(name, name) for name in input.baselines]
+    if kind == "classes":
+        return [*input.baselines]
+    return [name.replace("logistic", "ridge") for name in input.baselines]
 
 
 def train(
@@ -99,11 +123,11 @@ def _fit(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
 def _predict(model: Any, x: np.ndarray, task: Task) -> np.ndarray:
     if task.kind == "numbers":
         return model.predict(x)
-    out = np.zeros((len(x), task.outputs))
+    out = np.zeros((x.shape[0], task.outputs))
     if hasattr(model, "predict_proba"):
         out[:, model.classes_] = model.predict_proba(x)
     else:
-        out[np.arange(len(x)), model.predict(x)] = 1
+        out[np.arange(len(out)), model.predict(x)] = 1
     return out
 
 

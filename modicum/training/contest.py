@@ -49,13 +49,17 @@ class Entry:
 
 @dataclass
 class Contestant:
-    """A name, its kind ("pretrained", "scratch" or "baseline"), how it enters a repeat, and what came of it."""
+    """A name, its kind ("pretrained", "scratch" or "baseline"), how it enters a repeat, and what came of it.
+
+    `scores` are rows' scores a repeat by the measure that decides; `also` those by every other, by name.
+    """
 
     name: str
     kind: str
     enter: Callable[[Repeat], Entry]
     outputs: list[np.ndarray] = field(default_factory=list)
     scores: list[np.ndarray] = field(default_factory=list)
+    also: dict[str, list[np.ndarray]] = field(default_factory=dict)
     settings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     first: Supervised | None = None
@@ -68,9 +72,12 @@ def hold(contestants: list[Contestant], plan: Plan, task: Task) -> Iterator[tupl
             start = time.perf_counter()
             entry = one.enter(repeat)
             one.seconds += time.perf_counter() - start
-            output, score = predictions(entry.predict, task, repeat.test)
+            output, measured = predictions(entry.predict, task, repeat.test)
+            first, *others = measured.items()
             one.outputs.append(output)
-            one.scores.append(score)
+            one.scores.append(first[1])
+            for name, score in others:
+                one.also.setdefault(name, []).append(score)
             one.settings.append(entry.setting)
             if one.first is None:
                 one.first = entry.objective
@@ -97,6 +104,9 @@ def table(contestants: list[Contestant], reference: Contestant, plan: Plan) -> l
         own = interval(one, None, plan)
         row: dict[str, Any] = {"name": one.name, "kind": one.kind, "mean": own.mean, "low": own.low, "high": own.high}
         row |= {"seconds": one.seconds / len(plan.repeats), "settings": "; ".join(dict.fromkeys(one.settings))}
+        for name, scores in one.also.items():
+            other = interval(replace(one, scores=scores), None, plan)
+            row |= {name.lower(): other.mean, f"{name.lower()}_low": other.low, f"{name.lower()}_high": other.high}
         if one is not reference:
             difference = interval(one, reference, plan)
             row["versus"] = {

@@ -43,7 +43,9 @@ def example(trunk: Trunk, batch: int) -> Tokens:
     node = torch.arange(batch * t, device=device)
     after = torch.where((node + 1) % t == 0, node + 1 - t, node + 1)
     ends = torch.cat([torch.stack([node, after]), torch.stack([after, node])], 1)
-    return Tokens(x, None, trunk.grid, Edges(ends))
+    width = getattr(trunk, "edge_dim", 0)
+    about = torch.randn((ends.shape[1], width), generator=seeds.generator(0, "edges")).to(device) if width else None
+    return Tokens(x, None, trunk.grid, Edges(ends, about))
 
 
 def cost(trunk: Trunk) -> Cost:

@@ -14,11 +14,13 @@ import torch
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
 
 from modicum.core import seeds
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Source
 from modicum.nn.encoder import Tower
+from modicum.nn.lora import lora, plain, updates
 from modicum.objectives.supervised import Supervised, fold_scaling
 from modicum.training.apply import embed, over
 from modicum.training.batches import Batches
@@ -26,7 +28,9 @@ from modicum.training.fit import fit
 from modicum.training.optim import adamw, cosine, groups
 from modicum.training.propagate import graph, propagate
 
-RATES = {"scratch": (1e-3, 2e-3, 4e-3, 8e-3), "tuned": (1e-5, 3e-5, 1e-4, 3e-4)}
+RATES = {
+    "scratch": (1e-3, 2e-3, 4e-3, 8e-3), "tuned": (1e-5, 3e-5, 1e-4, 3e-4), "lora": (3e-4, 1e-3, 3e-3, 1e-2)
+}  # fmt: skip
 SPREADS = (0.8, 0.9, 0.95, 0.99)
 UNLABELLED, COMPONENTS = 15_000, 256
 """Rows that labels are propagated to, and principal components their graph is made of, at most."""
@@ -39,6 +43,7 @@ METHODS = {
     "propagate": "probe, also on what the labels say of unlabelled rows through their nearest neighbours (classes)",
     "top:K": "probe, then train the top K layers and the head; the layers below keep their bits",
     "lp-ft": "probe, then train everything from there at a lower rate for lower layers (Kumar et al. 2022)",
+    "lora:R": "probe, then train updates of rank R (default 8) of the frozen weights and the head (Hu et al. 2021)",
     "full": "train everything, the head from zero",
 }
 
@@ -79,9 +84,19 @@ def check_method(method: str, encoder: Tower) -> str:
                 f"--method {method}: K must be 1 to {len(layers)}, the encoder's layers ({', '.join(layers)})"
             )
         return method
-    if method not in METHODS or method == "top:K":
+    if rank_of(method) is not None:
+        lora(copy.deepcopy(encoder), 1)  # refuses an encoder that has nothing to adapt
+        return method
+    if method not in METHODS or method in ("top:K", "lora:R"):
         raise unknown("method", method, METHODS)
     return method
+
+
+def rank_of(method: str) -> int | None:
+    """The rank that `lora` or `lora:R` names; None for other methods."""
+    if method == "lora":
+        return 8
+    return int(method[5:]) if method.startswith("lora:") and method[5:].isdecimal() and int(method[5:]) else None
 
 
 def train(encoder: Tower, method: str, task: Task, rows: np.ndarray, choose: tuple[np.ndarray, np.ndarray]) -> Fitted:
@@ -90,7 +105,8 @@ def train(encoder: Tower, method: str, task: Task, rows: np.ndarray, choose: tup
     Where there is nothing to choose on (one label a class), the second setting is taken.
     """
     frozen = {"probe": ("C", PENALTIES), "propagate": ("alpha", SPREADS)}
-    name, trials = frozen.get(method) or ("rate", RATES["scratch" if method in ("scratch", "full") else "tuned"])
+    rates = "scratch" if method in ("scratch", "full") else "lora" if rank_of(method) else "tuned"
+    name, trials = frozen.get(method) or ("rate", RATES[rates])
     fit_rows, held = choose
     once = partial(_once, encoder, method, task) if method != "propagate" else _propagator(encoder, task, rows)
     best = trials[1]
@@ -116,6 +132,8 @@ def _once(encoder: Tower, method: str, task: Task, rows: np.ndarray, setting: fl
         linear_head(objective, task, rows, setting)
     elif method in ("scratch", "full"):
         _descend(objective, task, rows, setting, decay=1.0, freeze=0)
+    elif rank := rank_of(method):
+        _adapt(objective, task, rows, setting, rank)
     else:
         layers = len(tower.layers())
         top = int(method[4:]) if method.startswith("top:") else layers
@@ -126,13 +144,34 @@ def _once(encoder: Tower, method: str, task: Task, rows: np.ndarray, setting: fl
     return objective
 
 
+def _adapt(objective: Supervised, task: Task, rows: np.ndarray, rate: float, rank: int) -> None:
+    """From the probe, train low-rank updates of the encoder's weights and the head; the updates are folded in."""
+    tower = objective.encoder
+    linear_head(objective, task, rows, PENALTIES[1])
+    tower.keep_statistics = True
+    with seeds.forked(task.seed, "lora"):
+        lora(tower, rank)
+    _descend(objective, task, rows, rate, decay=1.0, freeze=0, only=[*updates(tower), *objective.head.parameters()])
+    plain(tower).requires_grad_(True)
+
+
 def _untrained(encoder: Tower, method: str, task: Task, rows: np.ndarray) -> Supervised:
     """The encoder (new weights for scratch) under a head of zeros that starts from the mean."""
     tower = fresh(encoder, task.seed) if method == "scratch" else copy.deepcopy(encoder)
     numbers = task.kind == "numbers"
     shift, scale = (float(task.target[rows].mean()), float(task.target[rows].std()) or 1.0) if numbers else (0.0, 1.0)
     with seeds.forked(task.seed, "head"):
-        return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views).to(task.device)
+        return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views, *_reach(task, rows)).to(
+            task.device
+        )
+
+
+def _reach(task: Task, rows: np.ndarray) -> tuple[float | None, float | None]:
+    """The given targets' range and a quarter of it on both sides: few labels say nothing of what lies further off."""
+    if task.kind == "classes":
+        return None, None
+    low, high = float(task.target[rows].min()), float(task.target[rows].max())
+    return low - (high - low) / 4, high + (high - low) / 4
 
 
 def _propagator(encoder: Tower, task: Task, given: np.ndarray) -> Callable[[np.ndarray, float], Supervised]:
@@ -175,11 +214,19 @@ def fresh(encoder: Tower, seed: int) -> Tower:
         return build("encoder", spec("encoder", encoder))
 
 
-def _descend(objective: Supervised, task: Task, rows: np.ndarray, rate: float, *, decay: float, freeze: int) -> None:
+def _descend(
+    objective: Supervised, task: Task, rows: np.ndarray, rate: float, *, decay: float, freeze: int,
+    only: list[nn.Parameter] | None = None,
+) -> None:  # fmt: skip
+    """Train at a rate that falls by `decay` a layer, above `freeze` layers; with `only`, these parameters alone."""
     kind = torch.long if task.kind == "classes" else torch.float32
     target = torch.as_tensor(task.target[rows], dtype=kind)
     batches = Batches(task.source, rows, batch=task.batch, seed=task.seed, extra={"target": target})
     optimizer = adamw(groups(objective, lr=rate, weight_decay=0.05, decay=decay, freeze=freeze))
+    if only is not None:  # the others get no gradient, so the optimizer passes them over
+        objective.requires_grad_(False)
+        for parameter in only:
+            parameter.requires_grad_(True)
     for _ in fit(
         objective, batches, optimizer, steps=task.steps, seed=task.seed, schedule=cosine(task.steps), clip=1.0
     ):
@@ -235,10 +282,14 @@ def logistic(x: np.ndarray, y: np.ndarray, outputs: int, c: float) -> tuple[np.n
 
 def predictions(
     predict: Callable[[np.ndarray], np.ndarray], task: Task, rows: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions for rows, and each row's score: 1 where right, or 1 - squared error / variance (its mean is R²)."""
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Predictions for rows, and each row's scores, of which the first decides.
+
+    accuracy: 1 where right. R2: 1 - squared error / variance (its mean is R²); MAE: the error in the target's units.
+    """
     out = predict(rows)
     true = task.target[rows]
     if task.kind == "classes":
-        return out, (out.argmax(1) == true).astype(np.float64)
-    return out, 1 - (out - true) ** 2 / max(float(true.var()), 1e-12)
+        return out, {"accuracy": (out.argmax(1) == true).astype(np.float64)}
+    error = np.abs(out - true)
+    return out, {"R2": 1 - error**2 / max(float(true.var()), 1e-12), "MAE": error}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import math
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -58,6 +59,27 @@ def check_memory(make: Callable[[], nn.Module]) -> None:
             f"the network has {weights:,} weights and needs {need / 1e9:,.0f} GB to train; this machine has "
             f"{have / 1e9:,.0f} GB: lower its width, depth or stages"
         )
+
+
+def check_input(input: Input, data: Data, given: Mapping[str, Any], what: str, whose: str) -> None:
+    """Refuse data of another modality than the encoder of `what` takes, and options (size, columns) that it has set."""
+    if data.modality is not type(input):
+        raise UserError(f"{what} takes {input.modality}; {data.name} holds {data.modality.modality}")
+    for key, value in given.items():
+        own = getattr(input, key, None)
+        if value is not None and value != own:
+            raise UserError(f"--{key} {value}: the {key} is {whose}, {own() if callable(own) else own or 'none'}")
+
+
+def infer(data: Data, index: np.ndarray, exclude: Sequence[str], **given: Any) -> Input:
+    """The input that fits rows `index` of the data, under the user's options (size, columns) where they are given."""
+    asked = {key: value for key, value in given.items() if value is not None}
+    takes = inspect.signature(data.modality.infer).parameters.values()
+    for key, value in asked.items():
+        # What is called `_` is not looked at; a modality that hands options on to others calls them by another name.
+        if not any(p.name == key or (p.kind is p.VAR_KEYWORD and p.name != "_") for p in takes):
+            raise UserError(f"--{key} {value}: {data.name} holds {data.modality.modality}, which have no {key}")
+    return data.modality.infer(data.raw, index, exclude=exclude, progress=packing(data), **asked)
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,13 @@ import torch
 
 from modicum.core import seeds
 from modicum.core.device import choose_device
-from modicum.core.errors import UserError, unknown
-from modicum.core.spec import names, parse, spec
+from modicum.core.errors import UserError, Warned, unknown
+from modicum.core.spec import parse, spec
 from modicum.core.types import Packed
 from modicum.datasets.data import Chain, Data, Labels, address, open_data
 from modicum.model import load
-from modicum.nn.encoder import Tower, tower
+from modicum.nn.adopt import known, origin
+from modicum.nn.encoder import Tower
 from modicum.objectives.supervised import Supervised
 from modicum.report.exhibits import exhibits
 from modicum.report.page import render
@@ -29,7 +31,19 @@ from modicum.training.rows import Ask, choose, for_measuring, marked, special_co
 from modicum.training.run import Run, check_place, command, save_tensors
 from modicum.training.splits import Split
 from modicum.training.transfer import Task, check_method
-from modicum.verbs._common import at_least, bar, card, check_memory, check_seed, heard, in_minutes, pack, packing, say
+from modicum.verbs._common import (
+    at_least,
+    bar,
+    card,
+    check_input,
+    check_memory,
+    check_seed,
+    heard,
+    in_minutes,
+    infer,
+    pack,
+    say,
+)
 
 
 def finetune(
@@ -46,6 +60,7 @@ def finetune(
     split: str | None = None,
     group: str | None = None,
     size: int | None = None,
+    columns: Any = None,
     transductive: bool = False,
     skip_bad: bool = False,
     out: str | Path | None = None,
@@ -56,8 +71,8 @@ def finetune(
     """Measure methods and baselines over repeats on labelled rows, and write a run with one shipped predictor.
 
     `run`: a pre-training run, or an encoder's spec such as "convnet" to train from scratch. `method`: what is shipped
-    (scratch, probe, propagate, top:K, lp-ft, full; default lp-ft of a run); more after commas, scratch, probe and the
-    simple baselines are measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
+    (scratch, probe, propagate, top:K, lp-ft, lora, full; default lp-ft of a run); more after commas, scratch, probe and
+    the simple baselines are measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
     """
     if labels_per_class is not None and labels is not None:
         raise UserError("give --labels-per-class or --labels, not both")
@@ -68,13 +83,15 @@ def finetune(
     ask = Ask(labels_per_class, labels, seeds, seed, split, group, transductive)
     with heard() as warned:
         opened = open_data(data)
-        start = _start(run, opened, label, ask, size)
+        start = _start(run, opened, label, ask, {"size": size, "columns": columns})
         methods = _methods(method, start, run)
         chosen = methods[0]
         path = Path(out) if out is not None else Path("runs") / f"{opened.name}-{chosen.replace(':', '-')}"
         made_from = [start.parent.path] if start.parent else []
         check_place(path, force=force, keep=[*made_from, *filter(None, map(address, (data, test)))])
         rows = _rows(start.encoder, opened, test, label, split, skip_bad)
+        if blank := int((~rows.labels.known).sum()):
+            say(f"{blank:,} of {len(rows.labels.known):,} rows have no label")
         plan = for_measuring(rows.data, rows.labels, rows.packed.hashes, start.seen, rows.fixed, ask)
         outputs = len(rows.labels.classes) or 1
         task = Task(
@@ -92,13 +109,15 @@ def finetune(
 class Start:
     """The encoder that is fine-tuned, the hashes of the rows it was trained on, and its run, where it has one.
 
-    A fresh encoder has `infer` instead: the encoder whose scaling is taken from the rows given.
+    One that brings no input has `infer`: the encoder whose scaling is taken from the rows given. `trained` where its
+    weights are.
     """
 
     encoder: Tower
     seen: np.ndarray | None = None
     parent: Run | None = None
     infer: Callable[[np.ndarray], Tower] | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -113,11 +132,11 @@ class Given:
 
 def _methods(method: str | None, start: Start, run: Any) -> list[str]:
     """The methods that are measured; the first is shipped."""
-    if start.parent is None and method not in (None, "scratch"):
+    if not start.trained and method not in (None, "scratch"):
         raise UserError(
             f"--method {method} needs a pre-training run; '{run}' is an untrained encoder: use --method scratch"
         )
-    named = method or ("lp-ft" if start.parent else "scratch")
+    named = method or ("lp-ft" if start.trained else "scratch")
     return [check_method(one.strip(), start.encoder) for one in named.split(",")]
 
 
@@ -137,39 +156,43 @@ def _hold(contestants: list[Contestant], plan: Plan, task: Task, made: Run) -> N
                 say(f"{name} took {in_minutes(time.perf_counter() - began)}: at most about {in_minutes(left)} to go")
 
 
-def _start(run: Any, data: Data, label: str | None, ask: Ask, size: int | None) -> Start:
+def _start(run: Any, data: Data, label: str | None, ask: Ask, given: dict[str, Any]) -> Start:
     """The encoder of a run, or a fresh one from a spec."""
     if isinstance(run, Run) or Path(str(run)).is_dir():
         model = load(run)
-        if data.modality is not type(model.input):
-            raise UserError(
-                f"{model.run.path} takes {model.input.modality}; {data.name} holds {data.modality.modality}"
-            )
+        check_input(model.input, data, given, str(model.run.path), "the run's")
         if (column := data.label_column(label)) in model.input.columns():
             raise UserError(
                 f"{model.run.path} takes the label column '{column}' as an input, so it would be given the answer: "
                 f"pre-train again with --label {column}"
             )
-        if size is not None and size != getattr(model.input, "size", None):
-            raise UserError(f"--size {size}: the size is the run's, {getattr(model.input, 'size', 'none')}")
         if ask.transductive and model.run.spec["verb"] != "pretrain":
             raise UserError(f"--transductive is for pre-training runs: {model.run.path} was trained on labels")
         return Start(model.encoder, model.run.array("seen"), model.run)
     parsed = parse(str(run), "encoder")
-    if parsed.get("name") not in names("trunk"):
-        problem = unknown("encoder", str(parsed.get("name")), names("trunk"))
+    if parsed.get("name") not in known():
+        problem = unknown("encoder", str(parsed.get("name")), known())
         raise UserError(f"'{run}' is no folder of a run, and as a spec: {problem}")
+    found = origin(parsed)
+    if found.input is not None:
+        check_input(found.input, data, given, str(run), "the encoder's")
+        with seeds.forked(0, "init"):
+            return Start(found.make(found.input), trained=found.trained)
     by_column = marked(data, ask.split)
     usable = np.arange(len(data)) if by_column is None else by_column.train
     special = special_columns(data, label, ask.group, ask.split)
 
     def fitted(index: np.ndarray) -> Tower:
-        input = data.modality.infer(data.raw, index, size=size, exclude=special, progress=packing(data))
-        check_memory(lambda: tower(input, parsed))
+        input = infer(data, index, special, **given)
+        if not found.trained:
+            check_memory(lambda: found.make(input))
         with seeds.forked(0, "init"):
-            return tower(input, parsed)
+            return found.make(input)
 
-    return Start(fitted(usable), infer=fitted)
+    made = fitted(usable)
+    if note := made.input.note():
+        say(note)
+    return Start(made, infer=fitted, trained=found.trained)
 
 
 def _rows(encoder: Tower, data: Data, test: Any, label: str | None, split: str | None, skip_bad: bool) -> Given:
@@ -217,8 +240,10 @@ def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
     def own(repeat: Repeat) -> tuple[Tower, Task]:
         if repeat.seed not in made:
             made.clear()
-            encoder = start.infer(rows.packed.keep[repeat.pool]).to(task.device)  # type: ignore[misc]
-            source = encoder.input.pack(rows.data.raw, skip_bad=True).source
+            with warnings.catch_warnings():  # what all rows warned of is not said again of every part of them
+                warnings.simplefilter("ignore", Warned)
+                encoder = start.infer(rows.packed.keep[repeat.pool]).to(task.device)  # type: ignore[misc]
+                source = encoder.input.pack(rows.data.raw, skip_bad=True).source
             made[repeat.seed] = encoder, replace(task, source=source)
         return made[repeat.seed]
 
@@ -227,7 +252,7 @@ def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
 
 def _contestants(footing: Footing, methods: list[str], start: Start, task: Task) -> list[Contestant]:
     """Scratch first (the reference), the probe and the methods where there is something pre-trained, the baselines."""
-    networks = dict.fromkeys(["scratch", *(["probe", *methods] if start.parent else [])])
+    networks = dict.fromkeys(["scratch", *(["probe", *methods] if start.trained else [])])
     out = [Contestant(n, "scratch" if n == "scratch" else "pretrained", _network(footing, n)) for n in networks]
     simple = baselines.names(start.encoder.input, task.kind)
     return out + [Contestant(n, "baseline", _baseline(footing, n)) for n in simple]
@@ -262,7 +287,8 @@ def _finish(
     ranked = table(contestants, reference, plan)
     given, tested = len(plan.repeats[0].given), len(plan.repeats[0].test)
     results: dict[str, Any] = {
-        "score": "accuracy" if task.kind == "classes" else "R2", "higher_is_better": True, "labels": given,
+        "score": "accuracy" if task.kind == "classes" else "R2", "also": [*chosen.also], "higher_is_better": True,
+        "labels": given,
         "seeds": len(plan.repeats), "test_rows": tested, "protocol": plan.protocol,
         "contestants": ranked, "reference": reference.name, "verdict": verdict(ranked, method),
     }  # fmt: skip
@@ -273,7 +299,7 @@ def _finish(
             np.add.at(counts, (true, out.argmax(1)), 1)
         results["confusion"] = {"classes": labels.classes, "counts": counts.tolist()}
     else:
-        results["mae"] = float(np.mean([np.abs(t - o).mean() for t, o in zip(truth, chosen.outputs, strict=True)]))
+        results["mae"] = next(row["mae"] for row in ranked if row["name"] == chosen.name)
         results["scatter"] = np.stack([truth[0], chosen.outputs[0]], 1)[:1000].tolist()
     shipped, used = _ship(chosen, plan, task, labels)
     made.spec |= {"parts": {"objective": spec("objective", shipped)}, "classes": labels.classes, "task": task.kind}
@@ -291,7 +317,7 @@ def _finish(
     own = shipped.encoder.input
     same = spec("modality", own) == spec("modality", start.encoder.input)
     source = task.source if same else own.pack(rows.data.raw, skip_bad=True).source
-    made.write_json("exhibits.json", exhibits(shipped, source, look, rows.data.ids(), labels, seed=task.seed))
+    made.write_json("exhibits.json", exhibits(shipped, source, look, rows.data.ids, labels, seed=task.seed))
     made.save_spec()
     render(made.path)
     say(results["verdict"])

@@ -20,7 +20,8 @@ from modicum.core.errors import UserError
 from modicum.core.spec import Make, Spec, build, parse, spec, text_of
 from modicum.core.types import Input, Objective, Packed, Step
 from modicum.datasets.data import Data, Labels, address, open_data
-from modicum.nn.encoder import tower
+from modicum.model import load
+from modicum.nn.adopt import Origin, origin
 from modicum.probes import Probe
 from modicum.report.exhibits import exhibits
 from modicum.report.page import render
@@ -29,18 +30,19 @@ from modicum.training.fit import fit
 from modicum.training.guard import Guard
 from modicum.training.optim import adamw, cosine, groups
 from modicum.training.rows import Rows, enough, for_pretraining
-from modicum.training.run import Run, check_place, command, environment
+from modicum.training.run import Run, check_place, command, environment, save_tensors
 from modicum.verbs._common import (
     at_least,
     bar,
     card,
+    check_input,
     check_memory,
     check_seed,
     digest,
     heard,
     in_minutes,
+    infer,
     pack,
-    packing,
     say,
 )
 
@@ -49,8 +51,20 @@ SAVE_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
+class Start:
+    """The encoder that is trained: its origin, how it was written, and the run it comes from, where it has one."""
+
+    origin: Origin
+    text: str
+    parent: Run | None = None
+
+
+@dataclass(frozen=True)
 class Job:
-    """What is trained, on which rows, where, and how: `plan` holds steps, batch, lr, save_every and seed."""
+    """What is trained, on which rows, where, and how: `plan` holds steps, batch, lr, save_every and seed.
+
+    `start` is None where a run goes on.
+    """
 
     objective: Objective
     packed: Packed
@@ -59,6 +73,7 @@ class Job:
     labels: Labels | None
     device: torch.device
     plan: dict[str, Any]
+    start: Start | None = None
 
     def batches(self) -> Batches:
         return Batches(self.packed.source, self.rows.train, batch=self.plan["batch"], seed=self.plan["seed"])
@@ -68,13 +83,14 @@ def pretrain(
     data: Any = None,
     *,
     objective: str | None = None,
-    encoder: str | None = None,
+    encoder: str | Path | Run | None = None,
     epochs: int | None = None,
     steps: int | None = None,
     batch: int = 256,
     lr: float = 4e-3,
     limit: int | None = None,
     size: int | None = None,
+    columns: Any = None,
     label: str | None = None,
     group: str | None = None,
     split: str | None = None,
@@ -91,8 +107,10 @@ def pretrain(
     """Train an encoder on the rows of DATA without labels and write a run's folder.
 
     DATA is a path, a built-in name, or rows in memory. The specs of objective and encoder default to what the modality
-    recommends. Rows for testing (--test, --split, else a fifth of the labelled rows) are left out unless
-    --transductive. --resume continues a run to the same bits as if it had never stopped.
+    recommends; the encoder may also be a finished run's folder, or adopted: timm('NAME'), hf('NAME_OR_DIR'),
+    open_clip('NAME'), weights('FILE.safetensors', SPEC). Rows for testing (--test, --split, else a fifth of the
+    labelled rows) are left out unless --transductive. --resume continues a run to the same bits as if it had never
+    stopped.
     """
     where = choose_device(device)
     if resume is not None:
@@ -107,19 +125,19 @@ def pretrain(
     at_least(1, limit=limit, size=size)
     asked: dict[str, Any] = {"label": label, "group": group, "split": split, "test": test, "transductive": transductive}
     asked |= {"limit": limit, "seed": seed, "skip_bad": skip_bad}
+    fit = {"size": size, "columns": columns}
     with heard() as warned:
         found = open_data(data)
-        parts = (
-            parse(found.modality.default_objective if objective is None else objective, "objective"),
-            parse(found.modality.default_trunk if encoder is None else encoder, "encoder"),
-        )
-        path = Path(out) if out is not None else Path("runs") / f"{found.name}-{parts[0].get('name', 'sum')}"
-        check_place(path, force=force, keep=filter(None, map(address, (data, test))))
-        job = _job(found, parts, asked, plan, size, where)
+        goal = parse(found.modality.default_objective if objective is None else objective, "objective")
+        start = _start(found.modality.default_trunk if encoder is None else encoder, found, fit)
+        path = Path(out) if out is not None else Path("runs") / f"{found.name}-{goal.get('name', 'sum')}"
+        made_from = [start.parent.path] if start.parent else []
+        check_place(path, force=force, keep=[*made_from, *filter(None, map(address, (data, test)))])
+        job = _job(found, goal, start, asked, plan, fit, where)
         seconds = pace(job)  # before anything is replaced: what cannot be trained fails here
     run = Run.create(path, _record(job, asked, address(data), warned), force=force)
     say(
-        f"pretrain {text_of(parts[0])} with {text_of(parts[1])} on {len(job.rows.train):,} rows ({job.rows.note}): "
+        f"pretrain {text_of(goal)} with {start.text} on {len(job.rows.train):,} rows ({job.rows.note}): "
         f"{job.plan['steps']:,} steps of {job.batches().batch} rows, about {in_minutes(seconds * job.plan['steps'])} "
         f"on {where.type} -> {run.path}"
     )
@@ -138,48 +156,71 @@ def _checked(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
+def _start(encoder: str | Path | Run, data: Data, given: dict[str, Any]) -> Start:
+    """The encoder of a finished run, or that of a spec."""
+    if isinstance(encoder, Run | Path) or (isinstance(encoder, str) and encoder and Path(encoder).is_dir()):
+        model = load(encoder)
+        start = Start(Origin(lambda _: copy.deepcopy(model.encoder), model.input, True), str(model.run.path), model.run)
+    else:
+        parsed = parse(encoder, "encoder")
+        start = Start(origin(parsed), text_of(parsed))
+    if start.origin.input is not None:
+        check_input(start.origin.input, data, given, start.text, "the run's" if start.parent else "the encoder's")
+    return start
+
+
 def _job(
-    data: Data, parts: tuple[Spec, Spec], asked: dict[str, Any], plan: dict[str, Any], size: int | None,
+    data: Data, goal: Spec, start: Start, asked: dict[str, Any], plan: dict[str, Any], fit: dict[str, Any],
     device: torch.device,
 ) -> Job:  # fmt: skip
     """Pack the rows, build the objective, and count the steps."""
-    input, packed, kept, rows = _prepare(data, asked, size)
+    input, packed, kept, rows = _prepare(data, start.origin.input, asked, fit)
 
     def make() -> Objective:
         # The data's hints on views, under the user's own options.
         views = Make(lambda given: {**data.views, **(given["args"] if given else {})})
-        made: Objective = build("objective", parts[0], encoder=tower(input, parts[1]), views=views)
+        made: Objective = build("objective", goal, encoder=start.origin.make(input), views=views)
         return made
 
-    check_memory(make)
+    if start.origin.input is None and not start.origin.trained:
+        check_memory(make)
     with seeds.forked(plan["seed"], "init"):
         objective = make().to(device)
     per_epoch = max(1, len(rows.train) // min(plan["batch"], len(rows.train)))
     steps = plan["steps"] or (plan["epochs"] * per_epoch if plan["epochs"] else max(1000, 20 * per_epoch))
-    return Job(objective, packed, kept, rows, kept.labels(asked["label"]), device, {**plan, "steps": steps})
+    return Job(objective, packed, kept, rows, kept.labels(asked["label"]), device, {**plan, "steps": steps}, start)
 
 
 def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[str]) -> dict[str, Any]:
     """The content of spec.json: enough to show the run and, where its data is not only in memory, to continue it."""
     rows, input = job.rows, next(iter(job.objective.encoders().values())).input
     facts = {"train_rows": len(rows.train), "held_out": len(rows.test), "note": rows.note, "warnings": warned}
-    test = address(asked["test"])
+    test, parent = address(asked["test"]), job.start.parent if job.start else None
     return {
         "verb": "pretrain",
         "command": command(),
+        "history": [*parent.spec.get("history", []), parent.spec["command"]] if parent else [],
         "seed": job.plan["seed"],
         "data": card(job.data, job.labels, job.packed, input) | facts,
         "digest": digest(job.packed.hashes),
         "input": {**asked, "test": test, "data": None if test is None and asked["test"] is not None else origin},
+        "trained": job.start is not None and job.start.origin.trained,
         "train": {k: job.plan[k] for k in ("steps", "batch", "lr", "save_every")},
         "parts": {"objective": spec("objective", job.objective)},
     }
 
 
-def _prepare(data: Data, asked: dict[str, Any], size: int | None) -> tuple[Input, Packed, Data, Rows]:
-    """The input spec, the packed rows, and which of them may be seen; rows equal to those of --test may not."""
+def _prepare(
+    data: Data, own: Input | None, asked: dict[str, Any], fit: dict[str, Any]
+) -> tuple[Input, Packed, Data, Rows]:
+    """The input spec (the encoder's own where it has one), the packed rows, and which of them may be seen.
+
+    Rows equal to those of --test may not.
+    """
     rows = _rows(data, asked)
-    input = data.modality.infer(data.raw, rows.train, size=size, exclude=rows.special, progress=packing(data))
+    input = own or infer(data, rows.train, rows.special, **fit)
+    if note := input.note():
+        say(note)
     packed, kept = pack(input, data, asked["skip_bad"])
     rows = _rows(kept, asked)
     if asked["test"] is not None:
@@ -188,8 +229,9 @@ def _prepare(data: Data, asked: dict[str, Any], size: int | None) -> tuple[Input
         if len(fewer.train) < len(rows.train):  # their statistics may not shape the scaling either
             rows = fewer
             enough(rows.train, data)
-            input = data.modality.infer(kept.raw, rows.train, size=size, exclude=rows.special)
-            packed = input.pack(kept.raw)
+            if own is None:
+                input = infer(kept, rows.train, rows.special, **fit)
+                packed = input.pack(kept.raw)
     return input, packed, kept, rows
 
 
@@ -230,7 +272,7 @@ def _train(run: Run, job: Job, resume: bool = False) -> Run:
     plan, objective, batches = job.plan, job.objective, job.batches()
     steps: int = plan["steps"]
     optimizer = adamw(groups(objective, lr=plan["lr"], weight_decay=WEIGHT_DECAY))
-    start = _rewind(run, job, optimizer) if resume else 0
+    start = _rewind(run, job, optimizer) if resume else _keep(run, job, optimizer)
     probe = Probe(next(iter(objective.encoders().values())), job.packed.source, job.rows.train, job.labels)
     guard, log, began = Guard(steps), max(1, steps // 200), time.perf_counter()
     saved = began
@@ -252,9 +294,21 @@ def _train(run: Run, job: Job, resume: bool = False) -> Run:
     return _finish(run, job, time.perf_counter() - began)
 
 
+def _keep(run: Run, job: Job, optimizer: torch.optim.Optimizer) -> int:
+    """Save what building the objective again would not give: weights that were trained before, and on which rows."""
+    if job.start is not None and job.start.origin.trained:
+        run.save_state(0, job.objective, optimizer)
+        before = job.start.parent.array("seen") if job.start.parent else None
+        if before is not None:
+            save_tensors(run.path / "before.safetensors", {"before": torch.from_numpy(before)})
+    return 0
+
+
 def _rewind(run: Run, job: Job, optimizer: torch.optim.Optimizer) -> int:
     """Go back to the newest state, and say so; its step."""
     start, steps = run.load_state(job.objective, optimizer), job.plan["steps"]
+    if run.spec.get("trained") and not any((run.path / "state").glob("*.safetensors")):
+        raise UserError(f"{run.path} was stopped before the weights it begins with were saved: start it again")
     where = f"resuming at step {start:,} of {steps:,}" if start else "nothing was saved yet, starting at step 0"
     left = f", about {in_minutes(pace(job) * (steps - start))} to go" if start < steps else ""
     say(f"{run.path}: {where}{left}")
@@ -274,12 +328,13 @@ def _stoppable(run: Run) -> Iterator[None]:
 
 def _finish(run: Run, job: Job, seconds: float) -> Run:
     """Save the model, the hashes of the rows it saw, and the report."""
-    run.save_model(job.objective, seen=job.packed.hashes[job.rows.train])
+    seen, before = job.packed.hashes[job.rows.train], run.array("before")
+    run.save_model(job.objective, seen=seen if before is None else np.union1d(before, seen))
     run.spec["seconds"] = run.spec.get("seconds", 0.0) + seconds
     run.save_spec()
     say(f"trained in {in_minutes(seconds)}; writing the report")
     look = job.rows.test if len(job.rows.test) else job.rows.train
-    shown = exhibits(job.objective, job.packed.source, look, job.data.ids(), job.labels, seed=job.plan["seed"])
+    shown = exhibits(job.objective, job.packed.source, look, job.data.ids, job.labels, seed=job.plan["seed"])
     run.write_json("exhibits.json", shown)
     say(f"done: {render(run.path)}")
     return run

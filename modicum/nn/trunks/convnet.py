@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from modicum.core.errors import UserError
 from modicum.core.types import Layers, Tokens, Trunk
-from modicum.nn.layers import norm2d
+from modicum.nn.decoders import Upsample
+from modicum.nn.layers import as_image, as_tokens, norm2d
 
 
 class Block(nn.Module):
@@ -30,28 +31,6 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.norm1(self.conv1(x)), inplace=True)
         return F.relu(self.norm2(self.conv2(out)) + self.shortcut(x), inplace=True)
-
-
-class Upsample(nn.Module):
-    """Code (b, code) -> image tokens (b, h·w, dim), one doubling a stage: nearest neighbour, 3×3 convolution, norm."""
-
-    def __init__(self, code: int, widths: list[int], sizes: list[tuple[int, int]], dim: int, norm: str) -> None:
-        super().__init__()
-        self.sizes = sizes
-        self.start = nn.Linear(code, widths[0] * sizes[0][0] * sizes[0][1])
-        self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a, b, 3, 1, 1, bias=False), norm2d(norm, b), nn.ReLU(inplace=True))
-            for a, b in zip(widths, [*widths[1:], widths[-1]], strict=True)
-        )
-        self.out = nn.Conv2d(widths[-1], dim, 3, 1, 1)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(self, code: Tensor) -> Tensor:
-        h, w = self.sizes[0]
-        x = self.start(code).view(len(code), h, w, -1).permute(0, 3, 1, 2)
-        for conv, size in zip(self.convs, self.sizes[1:], strict=True):
-            x = conv(x if x.shape[2:] == size else F.interpolate(x, size))
-        return self.out(x).permute(0, 2, 3, 1).flatten(1, 2)
 
 
 @final
@@ -110,15 +89,14 @@ class ConvNet(Trunk):
         return sum(kept) if self.cells else self.dim_out
 
     def forward(self, tokens: Tokens) -> Tokens:
-        x = tokens.x.view(-1, *self.grid, self.dim).permute(0, 3, 1, 2)
-        x = self.stem(x)
+        x = self.stem(as_image(tokens.x, self.grid, self.dim))
         scales = []
         for k, block in enumerate(self.stage, 1):
             x = block(x)
             if self.cells and k % self.blocks == 0:
                 scales.append(self._cells(x))
         pooled = torch.cat(scales, 1) if scales else None
-        return Tokens(x.permute(0, 2, 3, 1).flatten(1, 2), None, self.grid_out, pooled=pooled)
+        return Tokens(as_tokens(x), None, self.grid_out, pooled=pooled)
 
     def _cells(self, x: Tensor) -> Tensor:
         """A map (b, c, h, w) averaged down to at most cells×cells, flattened."""

@@ -1,0 +1,44 @@
+"""An exponential moving average of a module's weights: the teacher or the averaged model of a training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema(nn.Module):
+    """A copy of `module`, always in evaluation and without gradients, that follows it: θ' <- m·θ' + (1 - m)·θ.
+
+    `momentum` m is a number or a function of the step (BYOL, Grill et al. 2020, raises it to 1 along a cosine).
+    """
+
+    def __init__(self, module: nn.Module, momentum: float | Callable[[int], float] = 0.999) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.eval()
+
+    def forward(self, *args: object, **options: object) -> object:
+        """What the averaged copy makes of the arguments."""
+        with torch.no_grad():
+            return self.module(*args, **options)
+
+    @torch.no_grad()
+    def update(self, module: nn.Module, step: int = 0) -> None:
+        """Follow `module` after step `step`: parameters are averaged, buffers (batch statistics, counts) copied."""
+        momentum = self.momentum(step) if callable(self.momentum) else self.momentum
+        mine, theirs = list[Tensor](self.module.parameters()), list[Tensor](module.parameters())
+        if mine:
+            torch._foreach_lerp_(mine, theirs, 1 - momentum)
+        kept, now = list[Tensor](self.module.buffers()), list[Tensor](module.buffers())
+        if kept:
+            torch._foreach_copy_(kept, now)
+
+    def train(self, mode: bool = True) -> Self:
+        """Stays in evaluation, whatever the mode of the model around it."""
+        del mode
+        return super().train(False)
