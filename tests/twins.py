@@ -1,12 +1,7 @@
-"""Reference networks of timm, which imports torchvision at the top though its networks do not need it."""
+"""Reference networks of timm, and what compares with them."""
 
 from __future__ import annotations
 
-import enum
-import importlib
-import sys
-import types
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,51 +9,13 @@ from torch import Tensor, nn
 
 from modicum.core import seeds
 from modicum.core.types import Tokens
-
-WANTED = ("ops", "ops.misc", "transforms", "transforms.functional", "datasets")
-
-
-Modes = enum.Enum("Modes", ["NEAREST", "BILINEAR", "BICUBIC", "BOX", "HAMMING", "LANCZOS"])
-
-
-class _Nothing(types.ModuleType):
-    """A package whose every name is an empty class."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.__path__: list[str] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return type(name, (), {})
-
-
-@cache
-def timm() -> Any:
-    """timm, imported with an empty torchvision that is gone again afterwards."""
-    try:
-        importlib.import_module("torchvision")
-    except (ImportError, RuntimeError):
-        names = ["torchvision", *(f"torchvision.{name}" for name in WANTED)]
-        found = {name: _Nothing(name) for name in names}
-        for name, module in list(found.items())[1:]:
-            parent, _, child = name.rpartition(".")
-            setattr(found[parent], child, module)
-        vars(found["torchvision.transforms.functional"])["InterpolationMode"] = Modes
-        sys.modules.update(found)
-        try:
-            return importlib.import_module("timm")
-        finally:
-            for name in found:
-                del sys.modules[name]
-    return importlib.import_module("timm")
+from modicum.nn.foreign import library
 
 
 def timm_model(name: str, **options: Any) -> nn.Module:
     """A network of timm with random weights and no classifier."""
     with seeds.forked(0, "init"):
-        made: nn.Module = timm().create_model(name, pretrained=False, num_classes=0, **options)
+        made: nn.Module = library("timm").create_model(name, pretrained=False, num_classes=0, **options)
     return made
 
 

@@ -21,7 +21,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, SVR
 
 from modicum.core.types import Input
-from modicum.training.transfer import Task
+from modicum.training.transfer import Task, reach
 
 Make = Callable[[Any], Any]
 
@@ -99,12 +99,12 @@ def train(
         fit_rows, held = choose
         x, held_x = plain.features(fit_rows), plain.features(held)
         scaled = {s: _gamma(s, x) for s in settings}
-        errors = [_error(_fit(make(scaled[s]), x, task.target[fit_rows]), held_x, task, held) for s in settings]
+        errors = [_error(_fitted(make(scaled[s]), x, task, fit_rows)(held_x), task, held) for s in settings]
         best = settings[int(np.argmin(errors))]
     x = plain.features(rows)
-    model = _fit(make(_gamma(best, x)), x, task.target[rows])
+    predict = _fitted(make(_gamma(best, x)), x, task, rows)
     words = f"C={best[0]:g}, gamma={best[1]:g}/(p·var)" if isinstance(best, tuple) else f"{best:g}"
-    return lambda index: _predict(model, plain.features(index), task), words
+    return lambda index: predict(plain.features(index)), words
 
 
 def _gamma(setting: Any, x: np.ndarray) -> Any:
@@ -114,15 +114,18 @@ def _gamma(setting: Any, x: np.ndarray) -> Any:
     return setting[0], setting[1] / (x.shape[1] * max(float(x.var()), 1e-12))
 
 
-def _fit(model: Any, x: np.ndarray, y: np.ndarray) -> Any:
+def _fitted(model: Any, x: Any, task: Task, rows: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """Plain features -> predictions of a model fitted to `rows`; numbers stay within the reach of its labels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return model.fit(x, y)
-
-
-def _predict(model: Any, x: np.ndarray, task: Task) -> np.ndarray:
+        model.fit(x, task.target[rows])
     if task.kind == "numbers":
-        return model.predict(x)
+        low, high = reach(task, rows)
+        return lambda new: np.clip(model.predict(new), low, high)
+    return lambda new: _probabilities(model, new, task)
+
+
+def _probabilities(model: Any, x: Any, task: Task) -> np.ndarray:
     out = np.zeros((x.shape[0], task.outputs))
     if hasattr(model, "predict_proba"):
         out[:, model.classes_] = model.predict_proba(x)
@@ -131,9 +134,8 @@ def _predict(model: Any, x: np.ndarray, task: Task) -> np.ndarray:
     return out
 
 
-def _error(model: Any, x: np.ndarray, task: Task, rows: np.ndarray) -> float:
+def _error(out: np.ndarray, task: Task, rows: np.ndarray) -> float:
     """Share of mistakes (ties to the earlier, simpler setting), or mean squared error."""
-    out = _predict(model, x, task)
     if task.kind == "numbers":
         return float(((out - task.target[rows]) ** 2).mean())
     return float((out.argmax(1) != task.target[rows]).mean())

@@ -161,12 +161,12 @@ def _untrained(encoder: Tower, method: str, task: Task, rows: np.ndarray) -> Sup
     numbers = task.kind == "numbers"
     shift, scale = (float(task.target[rows].mean()), float(task.target[rows].std()) or 1.0) if numbers else (0.0, 1.0)
     with seeds.forked(task.seed, "head"):
-        return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views, *_reach(task, rows)).to(
+        return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views, *reach(task, rows)).to(
             task.device
         )
 
 
-def _reach(task: Task, rows: np.ndarray) -> tuple[float | None, float | None]:
+def reach(task: Task, rows: np.ndarray) -> tuple[float | None, float | None]:
     """The given targets' range and a quarter of it on both sides: few labels say nothing of what lies further off."""
     if task.kind == "classes":
         return None, None
