@@ -24,9 +24,10 @@ from modicum.core.spec import build, parse, spec
 from modicum.core.types import Batch
 from modicum.modalities.images import Images
 from modicum.modalities.text import Text
-from modicum.nn.adopt import origin
+from modicum.nn.adopt import fill, origin
 from modicum.nn.encoder import Encoder, Tower, complete
 from modicum.nn.foreign import Uses, library, plan
+from modicum.nn.hub import read
 from modicum.objectives.supervised import Supervised
 from modicum.training.optim import adamw, groups
 
@@ -114,6 +115,39 @@ def test_images_of_transformers(tmp_path: Path) -> None:
     assert near(out.tokens, theirs[:, 1:])
     assert near(out.pooled, theirs[:, 0])
     assert out.grid == (2, 2)
+
+
+OWN = {
+    "resnet18": ("resnet(depth=18, width=64, stem='imagenet')", 64),
+    "vit_tiny_patch16_224": ("transformer(size='tiny', patch=16, class_token=True)", 224),
+}
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_our_own_networks_take_timms_weights(name: str, tmp_path: Path) -> None:
+    trunk, side = OWN[name]
+    with seeds.forked(0, "timm"):
+        network = library("timm").create_model(name).eval()
+    save_file(network.state_dict(), tmp_path / "net.safetensors")
+    encoder = adopted(
+        f"weights('{tmp_path / 'net.safetensors'}', {trunk}, input=images({side}, 3, (.5,.5,.5), (.2,.2,.2)))"
+    )
+    batch = rows(encoder, pictures(side))
+    with torch.no_grad():
+        wanted = network.forward_head(network.forward_features(pixels(encoder, batch)), pre_logits=True)
+        assert near(encoder(batch).pooled / wanted.abs().max(), wanted / wanted.abs().max())
+
+
+def test_our_own_transformer_takes_berts_weights_and_words(bert: tuple[Path, nn.Module]) -> None:
+    folder, network = bert
+    text = Text.from_tokenizer(folder, length=40, width=16)
+    with seeds.forked(1, "init"):
+        own = Encoder.of(text, "transformer(width=16, depth=2, heads=2, ratio=1.5, prenorm=False, eps=1e-12)").eval()
+    fill(own, read(folder / "model.safetensors"), "bert")
+    batch = rows(own, TEXTS)
+    with torch.no_grad():
+        theirs = network(input_ids=batch["ids"], attention_mask=batch["mask"].long()).last_hidden_state
+    assert near(own(batch).tokens[batch["mask"]], theirs[batch["mask"]])
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext"])

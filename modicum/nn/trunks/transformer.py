@@ -159,7 +159,7 @@ class Transformer(Trunk):
                 drop_path=rate,
                 memory=memory,
             )
-            for rate in torch.linspace(0, self.drop_path, self._depth).tolist()
+            for rate in torch.linspace(0, self.drop_path, self._depth, device="cpu").tolist()
         ]
 
     def forward(self, tokens: Tokens, keep: Tensor | None = None, causal: bool = False) -> Tokens:
