@@ -39,7 +39,7 @@ app = typer.Typer(
 
 HELP = {
     "run": "A run's folder (for finetune also an encoder's spec such as convnet, trained from scratch).",
-    "data": "A path (folder, CSV, Parquet, .npy, .npz, IDX) or a built-in name such as digits.",
+    "data": "A path (folder, CSV, Parquet, .txt, .npy, .npz, IDX) or a built-in name such as digits.",
     "objective": "The objective's spec, such as simclr(n=4); modicum list objectives.",
     "encoder": "The encoder's spec, such as convnet(width=32); modicum list encoders.",
     "epochs": "Passes over the rows.",

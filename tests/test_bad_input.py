@@ -12,12 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import small
+import torch
 from typer.testing import CliRunner
 
 import modicum
 from modicum import Run, UserError
 from modicum.cli import app
 from modicum.core.errors import Warned
+from modicum.core.spec import build
 
 CONVNET, MLP = "convnet(width=8, stages=2)", "mlp(width=8)"
 
@@ -141,6 +143,13 @@ def test_specs_of_encoders(encoder: str) -> None:
     refused(["pretrain", "good", "--encoder", encoder, "--steps", "2", "--out", "new"], SPECS[encoder])
 
 
+@pytest.mark.parametrize("name", ["convnet", "graph", "mixer", "mlp", "recurrent", "resnet", "transformer"])
+def test_the_weights_of_every_trunk_are_counted_without_making_them(name: str) -> None:
+    with torch.device("meta"):
+        trunk = build("trunk", name, dim=4, grid=(16, 16))
+    assert all(p.is_meta for p in trunk.parameters())
+
+
 OBJECTIVES = {
     "simclr(n=1)": "simclr wants n >= 2",
     "simclr(n=2.5)": "objective 'simclr': n wants int, got 2.5",
@@ -237,6 +246,7 @@ FINETUNE = {
     "convnet one": "one has the single class 'a'",
     "convnet good --method lp-ft": "--method lp-ft needs a pre-training run; 'convnet' is an untrained encoder",
     "pre good --method top:9": "K must be 1 to 3, the encoder's layers (stem, ",
+    "pre good --method lora:100000": "R must be 1 to ",
     "pre good --method tpo:1": "unknown method 'tpo:1'; valid: top:K, ",
     "pre good --labels 3 --labels-per-class 2": "give --labels-per-class or --labels, not both",
     "pre good --labels-per-class 20": "'a' has 16, 'b' has 16: ask for at most 16",

@@ -154,6 +154,9 @@ def test_a_small_gpt_learns_its_texts_and_says_them_again() -> None:
     objective.eval()
     made = objective.sample(1, likeliest, objective.encoder.input.prompt("<eos> is", 1))
     assert objective.encoder.input.texts(made) == ["<eos> is no special token here"]
+    start = objective.encoder.input.prompt("<eos> is", 1)
+    with pytest.raises(UserError, match="shorten the prompt or raise length"):
+        objective.sample(1, likeliest, start, start["ids"].shape[1])
 
 
 def test_denoising_rebuilds_what_it_was_trained_on() -> None:

@@ -121,7 +121,8 @@ class Unembed(nn.Module, ABC):
 
     def draw(self, tokens: Tensor, at: int, so_far: Batch | None, choose: Choose) -> Batch:
         """The batch `so_far` with place `at` chosen by what `tokens` (b, 1, dim) say of it; None: nothing is yet."""
-        raise UserError(f"{type(self).__name__} gives no distribution to draw tokens from: generate works on text")
+        name = type(self).__name__
+        raise UserError(f"'{name}' predicts values, no distribution to draw tokens from: generate works on text")
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Batch:

@@ -210,7 +210,9 @@ class Encoder(Tower):
         """Refuse, by name, a trunk that cannot do what an objective needs."""
         if capability not in self.trunk.can:
             can = ", ".join(sorted(self.trunk.can)) or "nothing optional"
-            raise UserError(f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can})")
+            raise UserError(
+                f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can}): see modicum list encoders"
+            )
 
 
 def filled(tokens: Tokens, grid: tuple[int, ...]) -> Tokens:

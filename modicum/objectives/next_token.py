@@ -68,6 +68,8 @@ class NextToken(Objective):
         most = length or math.prod(embed.grid)
         x = torch.empty(n, 0, embed.dim, device=device) if batch is None else embed(batch).x
         at = x.shape[1]
+        if at >= most:
+            raise UserError(f"the start has {at} tokens already, of at most {most}: shorten the prompt or raise length")
         if self.start is not None:
             x = torch.cat([self.start.expand(len(x), 1, -1), x], 1)
         while at < most:

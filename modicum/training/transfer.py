@@ -20,7 +20,7 @@ from modicum.core import seeds
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Source
 from modicum.nn.encoder import Tower
-from modicum.nn.lora import lora, plain, updates
+from modicum.nn.lora import adapted, lora, plain, updates
 from modicum.objectives.supervised import Supervised, fold_scaling
 from modicum.training.apply import embed, over
 from modicum.training.batches import Batches
@@ -84,8 +84,11 @@ def check_method(method: str, encoder: Tower) -> str:
                 f"--method {method}: K must be 1 to {len(layers)}, the encoder's layers ({', '.join(layers)})"
             )
         return method
-    if rank_of(method) is not None:
-        lora(copy.deepcopy(encoder), 1)  # refuses an encoder that has nothing to adapt
+    if (rank := rank_of(method)) is not None:
+        low = adapted(lora(copy.deepcopy(encoder), 1))  # refuses an encoder that has nothing to adapt
+        most = max(8, *(min(len(layer.weight), layer.weight[0].numel()) for layer in low))
+        if rank > most:
+            raise UserError(f"--method {method}: R must be 1 to {most}, the highest rank of the encoder's layers")
         return method
     if method not in METHODS or method in ("top:K", "lora:R"):
         raise unknown("method", method, METHODS)
