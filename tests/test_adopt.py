@@ -352,6 +352,7 @@ def test_pretraining_begins_and_resumes_from_the_weights_given(images: Path, tmp
 
 def test_offline_the_file_that_is_needed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = importlib.import_module("huggingface_hub")
+    importlib.import_module("huggingface_hub.constants")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
     for text, name, file in (
@@ -364,6 +365,7 @@ def test_offline_the_file_that_is_needed_is_named(tmp_path: Path, monkeypatch: p
 
 
 ERRORS = {
+    "timm('test_resnet.nope', pretrained=False)": "timm has no weights 'test_resnet.nope'; it has test_resnet.r160",
     "timm('resnet81', pretrained=False)": "unknown network of timm 'resnet81'; valid: resnet18",
     "timm('resnet18', sise=3)": "unknown argument of trunk 'timm' 'sise'; valid: size",
     "timm()": "trunk 'timm' needs name",

@@ -10,6 +10,7 @@ import torch
 import zoo
 
 from modicum.core import seeds
+from modicum.core.errors import UserError
 from modicum.core.types import Batch, Input
 from modicum.maths.sampling import likeliest, sampler
 from modicum.nn.encoder import Encoder

@@ -147,6 +147,16 @@ def test_the_contract_holds_for_images_beside_tables_and_images(folder: Path) ->
     assert thumb.startswith("data:image/png")
 
 
+@pytest.mark.parametrize("words", ["left.text,right.text", "left.size,right.text"])
+def test_finetune_measures_pairs_with_texts(words: str, tmp_path: Path) -> None:
+    rows = [f"{k if 'size' in words else f'the cat {k}'},a dog ran {k} times,{'no' if k % 2 else 'yes'}"
+            for k in range(40)]  # fmt: skip
+    (tmp_path / "pairs.csv").write_text("\n".join([f"{words},label", *rows]))
+    options: dict[str, Any] = {"steps": 2, "seeds": 2, "labels_per_class": 8, "device": "cpu"}
+    run = modicum.finetune("mlp(width=8)", tmp_path / "pairs.csv", out=tmp_path / "run", **options)
+    assert modicum.predict(run.path, tmp_path / "pairs.csv", output=tmp_path / "p.parquet").num_rows == 40
+
+
 def test_a_bad_row_on_either_side_is_left_out(folder: Path, tmp_path: Path) -> None:
     names = []
     for k in range(10):

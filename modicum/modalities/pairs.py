@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from PIL import Image
+from scipy import sparse
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError, unknown
@@ -222,9 +223,12 @@ class Pairs(Input):
         both = np.stack([hashes[side][rows[side]] for side in SIDES], 1)
         return Packed(Couples(sources, rows), keep, sorted(bad.values()), row_hashes(both))
 
-    def flat(self, batch: Batch) -> np.ndarray:
-        """The plain features of both sides, one after the other."""
-        return np.concatenate([getattr(self, side).flat(half(batch, side)) for side in SIDES], 1)
+    def flat(self, batch: Batch) -> Any:
+        """The plain features of both sides, one after the other; sparse where a side's are."""
+        parts = [getattr(self, side).flat(half(batch, side)) for side in SIDES]
+        if any(sparse.issparse(x) for x in parts):
+            return sparse.hstack(parts, "csr", dtype=np.float32)
+        return np.concatenate(parts, 1)
 
     def show(self, batch: Batch) -> list[dict[str, str]]:
         sides = [getattr(self, side).show(half(batch, side)) for side in SIDES]

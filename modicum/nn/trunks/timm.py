@@ -106,7 +106,10 @@ def _config(name: str) -> Any:
     timm = library("timm")
     if not timm.is_model(name.partition(".")[0]):
         raise unknown("network of timm", name, timm.list_models())
-    config = timm.get_pretrained_cfg(name)
+    try:
+        config = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag after the dot
+        config = None
     if config is None:
         raise UserError(
             f"timm has no weights '{name}'; it has {', '.join(timm.list_pretrained(name.split('.')[0] + '*'))}"
