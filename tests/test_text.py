@@ -486,14 +486,14 @@ def test_the_baseline_is_tfidf_and_logistic_regression_as_scikit_learn_has_them(
     task = Task(held.source, y, "classes", 2)
     train, test = np.arange(40), np.arange(40, 80)
     predict, words = baselines.train(
-        "TF-IDF + logistic regression", baselines.Plain(made, task), train, (train, train[:0])
+        "TF-IDF + logistic", baselines.Plain(made, task), train, (train, train[:0])
     )
     wanted = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=500))
     wanted.fit(texts[:40], y[:40])
     assert words == "10"
     np.testing.assert_allclose(predict(test), wanted.predict_proba(texts[40:]), atol=1e-4)
-    assert baselines.names(made, "classes") == ["TF-IDF + logistic regression"]
-    assert baselines.names(made, "numbers") == ["TF-IDF + ridge regression"]
+    assert baselines.names(made, "classes") == ["TF-IDF + logistic"]
+    assert baselines.names(made, "numbers") == ["TF-IDF + ridge"]
 
 
 # The verbs
@@ -508,7 +508,7 @@ def test_from_unlabelled_text_to_predictions(csv: Path, tmp_path: Path) -> None:
     assert "tokenizer" in run.spec["parts"]["objective"]["args"]["encoder"]["args"]["input"]["args"]
     tuned = modicum.finetune(run, csv, out=tmp_path / "fine", **small.FEW)
     names = [c["name"] for c in tuned.read_json("results.json")["contestants"]]
-    assert "TF-IDF + logistic regression" in names
+    assert "TF-IDF + logistic" in names
     new = written(tmp_path / "new.txt", "a cat and a dog\na chair and a lamp\nowl\n")
     out = modicum.predict(tuned, new, output=tmp_path / "p.parquet")
     assert out.column("id").to_pylist() == ["1", "2", "3"]

@@ -125,7 +125,7 @@ class Text(Input):
     modality = "text"
     default_trunk = "transformer(width=128, depth=2, dropout=.1)"
     default_objective = "simclr"
-    baselines = ("TF-IDF + logistic regression",)
+    baselines = ("TF-IDF + logistic",)
 
     def __init__(self, tokenizer: str, length: int = 128, width: int = 128, column: str | None = None) -> None:
         if width < 1:

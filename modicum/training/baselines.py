@@ -36,14 +36,14 @@ def _grid(kind: str, seed: int) -> dict[str, tuple[tuple[Any, ...], Make]]:
     if kind == "classes":
         return {
             "logistic regression": (penalties, lambda c: LogisticRegression(C=c, max_iter=500)),
-            "TF-IDF + logistic regression": (counted, lambda c: tfidf(LogisticRegression(C=c, max_iter=500))),
+            "TF-IDF + logistic": (counted, lambda c: tfidf(LogisticRegression(C=c, max_iter=500))),
             "SVM": (margins, lambda s: SVC(C=s[0], gamma=s[1])),
             "1-NN": ((1,), lambda k: KNeighborsClassifier(k)),
             "gradient boosting": (leaves, lambda n: HistGradientBoostingClassifier(max_leaf_nodes=n, **boosting)),
         }
     return {
         "ridge regression": (penalties, lambda c: Ridge(alpha=1 / c)),
-        "TF-IDF + ridge regression": (counted, lambda c: tfidf(Ridge(alpha=1 / c))),
+        "TF-IDF + ridge": (counted, lambda c: tfidf(Ridge(alpha=1 / c))),
         "SVM": (margins, lambda s: TransformedTargetRegressor(SVR(C=s[0], gamma=s[1]), transformer=StandardScaler())),
         "1-NN": ((1,), lambda k: KNeighborsRegressor(k)),
         "gradient boosting": (leaves, lambda n: HistGradientBoostingRegressor(max_leaf_nodes=n, **boosting)),
