@@ -485,9 +485,7 @@ def test_the_baseline_is_tfidf_and_logistic_regression_as_scikit_learn_has_them(
     y = np.array([label == "thing" for label in labels]).astype(int)
     task = Task(held.source, y, "classes", 2)
     train, test = np.arange(40), np.arange(40, 80)
-    predict, words = baselines.train(
-        "TF-IDF + logistic", baselines.Plain(made, task), train, (train, train[:0])
-    )
+    predict, words = baselines.train("TF-IDF + logistic", baselines.Plain(made, task), train, (train, train[:0]))
     wanted = make_pipeline(TfidfVectorizer(ngram_range=(1, 2)), LogisticRegression(C=10, max_iter=500))
     wanted.fit(texts[:40], y[:40])
     assert words == "10"
