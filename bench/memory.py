@@ -39,6 +39,21 @@ def resident(pid: int) -> dict[str, float]:
     return {k: int(s.split()[1]) / 1e3 for s in lines for k in ("RssAnon", "RssFile") if s.startswith(k + ":")}
 
 
+def peaks(command: list[str], env: dict[str, str], folder: str) -> tuple[dict[str, float], float, float]:
+    """The most MB of anonymous and of file memory that a command takes, when, and its seconds."""
+    began, at, peak = time.perf_counter(), 0.0, {"RssAnon": 0.0, "RssFile": 0.0}
+    child = subprocess.Popen(command, env=env, cwd=folder)
+    while child.poll() is None:
+        found = resident(child.pid)
+        if found.get("RssAnon", 0) > peak["RssAnon"]:
+            at = time.perf_counter() - began
+        peak = {k: max(v, found.get(k, 0)) for k, v in peak.items()}
+        time.sleep(0.02)
+    if child.returncode:
+        sys.exit(f"pretrain failed ({child.returncode})")
+    return peak, at, time.perf_counter() - began
+
+
 def main() -> None:
     bench = _common.Bench("memory", rows=1_000_000, steps=20)
     if not Path("/proc/self/status").exists():
@@ -50,19 +65,7 @@ def main() -> None:
         print(f"   {bench.asked.rows:,} random images of 28×28: {size:,.0f} MB")
         env = {**os.environ, "MODICUM_CACHE": f"{folder}/cache", "OMP_NUM_THREADS": str(bench.asked.threads)}
         command = [sys.executable, "-c", CODE, str(data), f"{folder}/run", str(bench.asked.steps)]
-        began = time.perf_counter()
-        child = subprocess.Popen(command, env=env, cwd=folder)
-        peak = {"RssAnon": 0.0, "RssFile": 0.0}
-        at = 0.0
-        while child.poll() is None:
-            found = resident(child.pid)
-            if found.get("RssAnon", 0) > peak["RssAnon"]:
-                at = time.perf_counter() - began
-            peak = {k: max(v, found.get(k, 0)) for k, v in peak.items()}
-            time.sleep(0.02)
-        took = time.perf_counter() - began
-        if child.returncode:
-            sys.exit(f"pretrain failed ({child.returncode})")
+        peak, at, took = peaks(command, env, folder)
     base = subprocess.run(
         [sys.executable, "-c", "import modicum; print(open('/proc/self/status').read())"],
         capture_output=True, text=True, check=True,

@@ -9,17 +9,15 @@ Run: python bench/streaming.py [--mb 4000] [--steps 200] [--text 1]  (about thre
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import _common
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from memory import resident
+from memory import peaks
 
 CODE = """
 import sys, modicum
@@ -55,21 +53,6 @@ def write(folder: Path, megabytes: int, seed: int, text: bool) -> tuple[int, flo
         pq.write_table(table, folder / f"{k:05d}.parquet", row_group_size=PIECE // 4)
         rows, size, k = rows + table.num_rows, size + (folder / f"{k:05d}.parquet").stat().st_size / 1e6, k + 1
     return rows, size
-
-
-def peaks(command: list[str], env: dict[str, str], folder: str) -> tuple[dict[str, float], float, float]:
-    """The most MB of anonymous and of file memory that a command takes, when, and its seconds."""
-    began, at, peak = time.perf_counter(), 0.0, {"RssAnon": 0.0, "RssFile": 0.0}
-    child = subprocess.Popen(command, env=env, cwd=folder)
-    while child.poll() is None:
-        found = resident(child.pid)
-        if found.get("RssAnon", 0) > peak["RssAnon"]:
-            at = time.perf_counter() - began
-        peak = {k: max(v, found.get(k, 0)) for k, v in peak.items()}
-        time.sleep(0.02)
-    if child.returncode:
-        sys.exit(f"pretrain failed ({child.returncode})")
-    return peak, at, time.perf_counter() - began
 
 
 def main() -> None:

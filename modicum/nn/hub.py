@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from modicum.core.errors import UserError, need
+from modicum.core.tensors import load_tensors
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".tar")
 
@@ -25,11 +25,7 @@ def read(file: str | Path) -> dict[str, Tensor]:
             "convert it once: state = torch.load(FILE, weights_only=True); "
             "safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, 'FILE.safetensors')"
         )
-    try:
-        with safe_open(path, "pt") as opened:
-            return {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} does not read as safetensors: {error}") from None
+    return load_tensors(path)[0]
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from modicum.core.atomic import atomic_path, atomic_write
 from modicum.core.errors import UserError, Warned
+from modicum.core.tensors import load_tensors as load_tensors
 from modicum.core.version import VERSION
 
 FORMAT = 1
@@ -230,15 +231,6 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
         mode = temporary.stat().st_mode
         save_file(plain, temporary, metadata)
         temporary.chmod(mode)  # safetensors makes files that only their owner can read
-
-
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors and metadata of a safetensors file."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} does not read as safetensors: {error}") from None
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
