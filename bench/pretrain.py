@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modicum.core import seeds
-from modicum.maths.losses import nt_xent, spread
+from modicum.maths.contrastive import nt_xent
+from modicum.maths.losses import spread
 from modicum.modalities.images import Images, Pictures
 from modicum.nn.encoder import Encoder
 from modicum.objectives.simclr import SimCLR

@@ -18,7 +18,8 @@ from torch import Tensor
 from modicum.core import seeds
 from modicum.core.errors import UserError
 from modicum.core.spec import build, part
-from modicum.maths.losses import nt_xent, spread
+from modicum.maths.contrastive import nt_xent
+from modicum.maths.losses import spread
 from modicum.nn.encoder import Encoder
 from modicum.objectives.supervised import fold_scaling
 from modicum.training.apply import over
@@ -299,3 +300,49 @@ def test_a_small_convnet_learns_real_digits_from_500_labels() -> None:
     found = over(objective, objective.predict, source, test)
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
     assert (found.argmax(1) == labels[test]).mean() > 0.9
+
+
+# Masked prediction with donors
+
+
+def test_donors_are_real_tokens_and_shares_hold_among_them() -> None:
+    """BERT's 80/10/10 over ragged rows: what is hidden is real, and what takes its place is another real token."""
+    input, batch = zoo.texts()
+    rows, length = 4000, batch["ids"].shape[1]
+    size = torch.randint(2, length + 1, (rows, 1), generator=seeds.generator(0))
+    mask = torch.arange(length) < size
+    ids = torch.randint(6, 20, (rows, length), generator=seeds.generator(1)) * mask
+    objective: Any = build(
+        "objective", "masked(ratio=.5, swap=.1, same=.1)", encoder=Encoder.of(input, "transformer(width=8, depth=1)")
+    )
+    out = objective.corrupt({"ids": ids, "mask": mask}, seeds.generator(2))
+    hide, fate = out["hide"], out["fate"]
+    assert not (hide & ~mask).any()
+    assert mask.flatten()[out["donor"]].all(), "padding is never a donor"
+    lengths = mask.sum(1)
+    torch.testing.assert_close(hide.sum(1).float(), (0.5 * lengths).round().clamp(min=1))
+    own = fate[hide]
+    for low, high, share in ((0.0, 0.1, 0.1), (0.1, 0.2, 0.1), (0.2, 1.0, 0.8)):
+        found = ((own >= low) & (own < high)).double().mean().item()
+        assert found == pytest.approx(share, abs=4 * (share * (1 - share) / len(own)) ** 0.5)
+    place = out["donor"].flatten().bincount(minlength=rows * length)[mask.flatten()].double()
+    assert place.mean().item() == pytest.approx(rows * length / int(lengths.sum()), rel=1e-9)
+    assert place.var().item() == pytest.approx(place.mean().item(), rel=0.05), "each real token alike: Poisson"
+
+
+def test_a_trunk_sees_hidden_places_blanked_swapped_or_as_they_were() -> None:
+    input, batch = zoo.texts()
+    objective: Any = build(
+        "objective", "masked(ratio=.6, swap=.3, same=.3)", encoder=Encoder.of(input, "transformer(width=8, depth=1)")
+    )
+    out, seen = objective.corrupt(batch, seeds.generator(0)), []
+    objective.encoder.trunk.register_forward_pre_hook(lambda _, given: seen.append(given[0].x))
+    objective(out)
+    x, blank = objective.encoder.embed(batch).x, objective.encoder.embed.blank()
+    hide, fate = out["hide"], out["fate"]
+    swapped, same = hide & (fate < 0.3), hide & (fate >= 0.3) & (fate < 0.6)
+    assert min(swapped.sum(), same.sum(), (hide & ~swapped & ~same).sum()) > 0
+    assert torch.equal(seen[0][swapped], x.flatten(0, 1)[out["donor"]][swapped])
+    assert torch.equal(seen[0][same | ~hide], x[same | ~hide])
+    assert (seen[0][hide & ~swapped & ~same] == blank).all()
+    assert seen[0][swapped].any(1).all(), "no token of zeros is put in"

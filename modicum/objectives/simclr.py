@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from modicum.core.errors import UserError
 from modicum.core.types import Batch, Corrupted, Objective
-from modicum.maths.losses import nt_xent, spread
+from modicum.maths.contrastive import nt_xent
+from modicum.maths.losses import spread
 from modicum.nn.encoder import Tower
 from modicum.nn.layers import perceptron
 
