@@ -1,0 +1,270 @@
+"""Series in a long table: a row a time step, with the id of its series, its time, and columns of values."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+
+from modicum.core.errors import UserError, Warned
+from modicum.modalities._files import CSV, JSON, ONE_BY_ONE, peek, table_kind, thrifty
+from modicum.modalities._seriesraw import RawSeries
+from modicum.modalities._tablecolumns import as_timestamps, is_number, is_text, is_time, numbers
+
+IDS = ("id", "series", "series_id", "seriesid", "unique_id", "sample_id")
+TIMES = ("time", "t", "timestamp", "step", "datetime", "time_step", "timestep")
+LABELS = ("label", "class", "target")
+FACTS = (*LABELS, "split", "group", "fold")
+"""Columns that are never values of a series."""
+MANY = 20_000
+"""Rows whose ids are read to see whether any is used twice."""
+CLOCK = 2
+"""Rows are put on a regular clock where that gives at most so many steps a row."""
+
+
+class Names(NamedTuple):
+    """The columns of series ids, of times, and those that may hold values."""
+
+    id: str
+    time: str
+    values: tuple[str, ...]
+
+
+def _find(schema: pa.Schema) -> Names | None:
+    """The columns by their names and types; None where the table is no long one."""
+    lower = {name.lower(): name for name in schema.names}
+    own = next((lower[n] for n in IDS if n in lower), None)
+    time = next((lower[n] for n in TIMES if n in lower), None)
+    if own is None or time is None or len(set(schema.names)) < len(schema.names):
+        return None
+    values = [f.name for f in schema if f.name not in (own, time) and f.name.lower() not in FACTS]
+    return Names(own, time, tuple(v for v in values if _may(schema.field(v).type)))
+
+
+def _may(kind: pa.DataType) -> bool:
+    return is_number(kind) or is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
+
+
+def is_long(table: pa.Table) -> bool:
+    """Whether the first rows of a table are those of a long one: ids come again, and beside them are numbers only.
+
+    A text may say something of a series, and is then the same in all of its rows: a table with other texts is no
+    table of series.
+    """
+    names = _find(table.schema)
+    if names is None or not any(is_number(table.schema.field(n).type) for n in names.values):
+        return False
+    ids = table.column(names.id)
+    if len(pc.unique(ids)) > len(ids) / 2:
+        return False
+    texts = [n for n in names.values if is_text(table.schema.field(n).type)]
+    return not any(_varies(table.column(n), _codes(ids)) for n in texts)
+
+
+def claims(path: Path) -> bool:
+    """Tables whose first rows are those of a long one, or have other ids each, which come again later."""
+    try:
+        head = peek(path)
+        names = _find(head.schema)
+        if names is None:
+            return False
+        if len(pc.unique(head.column(names.id))) <= len(head) / 2:
+            return is_long(head)
+        ids = _ids(path, names.id) if len(head) >= 100 else head.column(names.id)  # time by time, not series by series
+        again = len(pc.unique(ids)) <= len(ids) / 2
+        return again and any(is_number(head.schema.field(n).type) for n in names.values)
+    except UserError:
+        return False
+
+
+def _ids(path: Path, name: str) -> pa.ChunkedArray:
+    """The ids of the first rows of a table's file."""
+    kind = table_kind(path)
+    read = "json" if kind in JSON else thrifty()
+    if kind in CSV:
+        read = pyarrow.dataset.CsvFileFormat(pa.csv.ParseOptions(delimiter=CSV[kind], newlines_in_values=True))
+    try:
+        return pyarrow.dataset.dataset(path, format=read).scanner(columns=[name], **ONE_BY_ONE).head(MANY).column(0)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as a table: {error}") from None
+
+
+def read_long(table: pa.Table, where: str) -> RawSeries:
+    """The series of a long table, in the order in which they begin, each sorted by time.
+
+    Where all times are those of a regular clock, times that are left out are missing values; else rows are steps.
+    Columns that are the same in all rows of every series are facts about it. Rows without an id or a time are `lost`;
+    a time that is there twice, a text among numbers and a label that changes are faults of their series.
+    """
+    names = _find(table.schema)
+    if names is None:
+        have = ", ".join(table.column_names)
+        raise UserError(
+            f"{where}: a long table of series has a column of ids ({', '.join(IDS[:3])}), one of times "
+            f"({', '.join(TIMES[:4])}) and columns of numbers; its columns are {have}"
+        )
+    if not table.num_rows:
+        raise UserError(f"{where}: the table has no rows")
+    table = table.combine_chunks()
+    codes, time = _codes(table.column(names.id)), _times(table.column(names.time), where)
+    lost = [(f"row {row}", f"its {names.id} is empty") for row in np.flatnonzero(codes < 0).tolist()]
+    lost += [
+        (f"row {row}", f"its {names.time} is empty or no time")
+        for row in np.flatnonzero((codes >= 0) & np.isnan(time)).tolist()
+    ]  # fmt: skip
+    kept = np.flatnonzero((codes >= 0) & ~np.isnan(time))
+    if not len(kept):
+        raise UserError(f"{where}: no row has both a {names.id} and a {names.time}")
+    table, time = table.take(pa.array(kept)), time[kept]
+    codes = _codes(table.column(names.id))
+    facts, faults = _facts(table, names, codes)
+    order = np.lexsort((time, codes))
+    _tell_unsorted(codes, time, facts, where)
+    values, channels = _values(table, names, codes, where, faults)
+    codes, time = codes[order], time[order]
+    for row in np.flatnonzero((np.diff(codes) == 0) & (np.diff(time) == 0)).tolist():
+        told = table.column(names.time)[int(order[row])]
+        faults.setdefault(int(codes[row]), f"{names.time} {told} is there twice")
+    return _assembled(values[order], codes, time, facts, channels, faults, tuple(lost))
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """The number (n,) of each id in the order of their first rows; -1 where it is empty."""
+    if is_text(column.type):
+        column = pc.if_else(pc.equal(pc.utf8_trim_whitespace(column), ""), pa.scalar(None, column.type), column)
+    if pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_nan(column), pa.scalar(None, column.type), column)
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    known = pc.unique(column.drop_null())
+    return pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy().astype(np.int64)
+
+
+def _times(column: pa.ChunkedArray, where: str) -> np.ndarray:
+    """Times as numbers (n,), NaN where empty or no time; UserError where none is one."""
+    kind = column.type
+    if is_text(kind) and as_timestamps(column) is not None:
+        time = numbers(column, date=True)
+    elif is_time(kind) or is_number(kind) or is_text(kind):
+        time = numbers(column)
+    else:
+        raise UserError(f"{where}: times are numbers, dates or ISO 8601 texts; the column holds {kind}")
+    return np.where(np.isfinite(time), time, np.nan)
+
+
+def _varies(column: pa.ChunkedArray, codes: np.ndarray) -> bool:
+    return bool(len(_changing(column, codes)))
+
+
+def _changing(column: pa.ChunkedArray, codes: np.ndarray) -> np.ndarray:
+    """The series in which a column has two different values; empty cells have none."""
+    cells = _codes(column)
+    real = np.flatnonzero((cells >= 0) & (codes >= 0))
+    own, first = np.unique(codes[real], return_index=True)
+    start = np.full(codes.max(initial=-1) + 1, -1)
+    start[own] = cells[real[first]]
+    return np.unique(codes[real][cells[real] != start[codes[real]]])
+
+
+def _facts(table: pa.Table, names: Names, codes: np.ndarray) -> tuple[pa.Table, dict[int, str]]:
+    """A row of facts a series, and the series whose label changes."""
+    count, faults = int(codes.max()) + 1, dict[int, str]()
+    first = np.unique(codes, return_index=True)[1]
+    columns = {"id": pc.cast(table.column(names.id).take(pa.array(first)), pa.string())}
+    for name in table.column_names:
+        if name in (names.id, names.time, "id"):
+            continue
+        column = table.column(name)
+        changing = _changing(column, codes)
+        if len(changing) and name.lower() not in FACTS:
+            continue
+        faults |= {int(row): f"its {name} is not the same in all of its rows" for row in changing}
+        cells = np.flatnonzero(_codes(column) >= 0)
+        own, place = np.unique(codes[cells], return_index=True)
+        where = np.full(count, -1)
+        where[own] = cells[place]
+        columns[name] = column.take(pa.array(np.where(where < 0, 0, where), mask=where < 0))
+    return pa.table(columns), faults
+
+
+def _tell_unsorted(codes: np.ndarray, time: np.ndarray, facts: pa.Table, where: str) -> None:
+    order = np.argsort(codes, kind="stable")
+    own, t = codes[order], time[order]
+    back = np.unique(own[1:][(np.diff(own) == 0) & (np.diff(t) < 0)])
+    if len(back):
+        some = ", ".join(str(facts.column("id")[int(row)]) for row in back[:5]) + (", ..." if len(back) > 5 else "")
+        words = (
+            f"{where}: {len(back):,} of {len(facts):,} series are not in the order of time ({some}): they are sorted"
+        )
+        warnings.warn(words, Warned, stacklevel=4)
+
+
+def _values(
+    table: pa.Table, names: Names, codes: np.ndarray, where: str, faults: dict[int, str]
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The columns of values as float64 (rows, channels), and their names; texts among numbers go to `faults`."""
+    found: dict[str, np.ndarray] = {}
+    for name in names.values:
+        column = table.column(name)
+        if pa.types.is_null(column.type):
+            found[name] = np.full(len(codes), np.nan)
+            continue
+        x = numbers(column)
+        if is_text(column.type):
+            if not _varies(column, codes):
+                continue
+            text = pc.fill_null(pc.utf8_trim_whitespace(column), "").to_numpy(zero_copy_only=False)
+            gap = np.isin(text.astype(str), ("", "?", "NaN", "nan", "NA", "null"))
+            wrong = np.flatnonzero(np.isnan(x) & ~gap)
+            if 2 * len(wrong) > (~gap).sum():
+                words = f"{where}: column '{name}' holds text that changes within series and is left out"
+                warnings.warn(words, Warned, stacklevel=4)
+                continue
+            for row in wrong[::-1].tolist():
+                faults[int(codes[row])] = f"column '{name}' holds '{text[row][:40]}', which is no number"
+        found[name] = x
+    if not found:
+        raise UserError(f"{where}: no column of numbers is left besides {names.id} and {names.time}")
+    return np.stack([*found.values()], 1), tuple(found)
+
+
+def _assembled(
+    values: np.ndarray,
+    codes: np.ndarray,
+    time: np.ndarray,
+    facts: pa.Table,
+    channels: tuple[str, ...],
+    faults: dict[int, str],
+    lost: Sequence[tuple[str, str]],
+) -> RawSeries:
+    """Sorted rows as series, on a regular clock where all times are those of one."""
+    steps = np.bincount(codes, minlength=len(facts))
+    starts = np.cumsum(steps) - steps
+    place = _clock(time, codes, starts)
+    if place is not None:
+        steps = np.zeros(len(facts), np.int64)
+        np.maximum.at(steps, codes, place + 1)
+        starts = np.cumsum(steps) - steps
+        full = np.full((int(steps.sum()), values.shape[1]), np.nan)
+        full[starts[codes] + place] = values
+        values = full
+    return RawSeries(values, facts, starts, steps, channels, faults, tuple(lost))
+
+
+def _clock(time: np.ndarray, codes: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
+    """The step (n,) of every row on the clock of the usual time between two rows; None where there is no such one."""
+    gaps = np.diff(time)[np.diff(codes) == 0]
+    if not (gaps > 0).any() or (gaps == gaps.max()).all():
+        return None
+    exact = (time - time[starts][codes]) / np.median(gaps[gaps > 0])
+    place = np.rint(exact)
+    if (np.abs(exact - place) > 1e-3).any():
+        return None
+    ends = np.append(starts[1:], len(codes)) - 1
+    return place.astype(np.int64) if (place[ends] + 1).sum() <= CLOCK * len(codes) else None
