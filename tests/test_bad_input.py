@@ -46,7 +46,7 @@ def here(tmp_path_factory: pytest.TempPathFactory, pre: Run, tuned: Run, rebuilt
     (path / "broken.parquet").write_text("zzz")
     (path / "missing.csv").write_text("path,label\ngood/a/000.png,a\ngood/b/999.png,b\n")
     np.save(path / "line.npy", np.arange(5))
-    np.save(path / "negative.npy", np.full((4, 8, 8), -9.0))
+    np.save(path / "negative.npy", np.full((4, 8, 8, 1), -9.0))
     np.save(path / "objects.npy", np.array([{}], object), allow_pickle=True)
     small.csv(path / "table.csv", small.columns())
     small.csv(path / "lacks.csv", small.columns(), drop=("whole",))
@@ -96,7 +96,7 @@ DATA = {
     "empty.csv": "empty.csv: the file is empty",
     "header.csv": "header.csv: the table has no rows",
     "ragged.csv": "ragged.csv: row 3 has 3 columns, not 2",
-    "infinite.csv": "60 row(s) of 60 cannot be used:\n  row 0: column 'num' is infinite: blank it",
+    "infinite.csv": "60 row(s) of 60 cannot be used:\n  infinite.csv, row 2: column 'num' is infinite: blank it",
     "odd_split.csv": "the split column holds 'foo'; valid: train, test, valid, or blank",
 }  # fmt: skip
 

@@ -41,9 +41,32 @@ def test_tables(name: str, rows: int, classes: int, numbers: int, categories: in
     labels = data.labels()
     assert labels is not None
     assert (len(data), len(labels.classes), labels.known.all()) == (rows, classes, True)
-    made = data.modality.infer(data.raw, np.arange(rows), exclude=[data.label_column() or ""])
+    made = data.modality.infer(data.raw, np.arange(rows), exclude=data.label_columns())
     kinds = made.note()
     assert (kinds.count(" numeric"), kinds.count(" categorical")) == (numbers, categories), kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "train", "classes", "channels", "steps"),
+    [
+        ("italy-power-demand", 1096, 67, 2, 1, (24, 24)),
+        ("gun-point", 200, 50, 2, 1, (150, 150)),
+        ("arrow-head", 211, 36, 3, 1, (251, 251)),
+        ("basic-motions", 80, 40, 4, 6, (100, 100)),
+        ("osu-leaf", 442, 200, 6, 1, (427, 427)),
+        ("japanese-vowels", 640, 270, 9, 12, (7, 29)),
+    ],
+)
+def test_series(name: str, rows: int, train: int, classes: int, channels: int, steps: tuple[int, int]) -> None:
+    data = open_data(name)
+    labels, split = data.labels(), marked(data, None)
+    assert labels is not None
+    assert split is not None
+    assert (len(data), len(split.train), len(labels.classes), labels.known.all()) == (rows, train, classes, True)
+    sizes = data.raw.survey.sizes
+    assert (data.raw.channels, sizes.min(), sizes.max()) == (channels, *steps)
+    made = data.modality.infer(data.raw, np.arange(rows))
+    assert len(made.pack(data.raw).keep) == rows
 
 
 def test_fashion_mnist() -> None:

@@ -23,7 +23,7 @@ from torch import nn
 import modicum
 from modicum import testing
 from modicum.core import seeds
-from modicum.core.errors import UserError
+from modicum.core.errors import UserError, Warned
 from modicum.core.spec import build, spec
 from modicum.datasets.data import open_data
 from modicum.modalities.images import Images
@@ -34,6 +34,9 @@ from modicum.nn.pair import Pair, half
 from modicum.testing.tools import check_freezing, check_spec, pick, stirred
 from modicum.training import transfer
 from modicum.training.apply import over
+from modicum.training.batches import Batches
+from modicum.training.fit import fit
+from modicum.training.optim import adamw, groups
 from modicum.training.transfer import Task
 
 SMALL = "pair(left=mlp(width=16), right=mlp(width=16), rank=8)"
@@ -352,3 +355,75 @@ def test_pairs_pretrain_without_labels(tmp_path: Path) -> None:
     run = modicum.pretrain(frame, encoder="mlp(width=8)", objective="autoencoder", out=tmp_path / "a", **options)
     again, _ = modicum.load(run.path).reconstruct(frame.head(5))
     assert again.keys() == {f"{s}.{k}" for s in ("left", "right") for k in ("numeric", "categorical")}
+
+
+def captions(n: int = 40) -> pa.Table:
+    """Pairs of texts of several lengths, the left ones short and the right ones long."""
+    rng = np.random.default_rng(0)
+    words = ["cat", "dog", "owl", "fox"]
+    return pa.table(
+        {
+            "left.text": [f"{' '.join(rng.choice(words, 1 + k % 4))} {k}" for k in range(n)],
+            "right.text": [f"{k} {' '.join(rng.choice(words, 1 + int(rng.integers(20))))} {k}" for k in range(n)],
+        }
+    )
+
+
+def test_pairs_of_texts_are_ragged_and_batched_by_the_longer_side() -> None:
+    raw = Pairs.as_raw(captions())
+    input = Pairs.infer(raw, np.arange(40))
+    source: Any = input.pack(raw).source
+    every = source.rows(np.arange(40))
+    counts = np.stack([every[f"{side}.mask"].sum(1).numpy() for side in ("left", "right")])
+    assert (source.lengths == counts.max(0)).all()
+    batches = Batches(source, np.arange(40), batch=4, seed=0)
+    for step in range(batches.per_epoch):
+        longest = [int(batches(step)[f"{side}.mask"].sum(1).max()) for side in ("left", "right")]
+        assert batches(step)["left.ids"].shape[1] == longest[0]
+        assert batches(step)["right.ids"].shape[1] == longest[1]
+    for text in (
+        "pair(left=mlp(width=8), right=mlp(width=8), rank=4)",
+        "mlp(width=8)",
+        "transformer(width=8, depth=1)",
+    ):
+        encoder = made(input, text).eval()
+        with torch.no_grad():
+            alone = torch.cat([encoder(source.rows(np.array([k]))).pooled for k in range(40)])
+            torch.testing.assert_close(encoder(every).pooled, alone)
+
+
+@pytest.mark.parametrize("text", ["masked(ratio=.4)", "simclr(hidden=8, out=8)", "autoencoder(code=4)"])
+def test_objectives_train_on_pairs_of_texts(text: str) -> None:
+    raw = Pairs.as_raw(captions())
+    input = Pairs.infer(raw, np.arange(40))
+    source = input.pack(raw).source
+    objective = build("objective", text, encoder=made(input, "transformer(width=16, depth=1)"))
+    optimizer = adamw(groups(objective, lr=1e-2, weight_decay=0.0))
+    losses = [
+        float(s.loss)
+        for s in fit(objective, Batches(source, np.arange(40), batch=8, seed=0), optimizer, steps=30, seed=0)
+    ]
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_padding_of_either_side_costs_nothing() -> None:
+    raw = Pairs.as_raw(captions())
+    input = Pairs.infer(raw, np.arange(40))
+    batch = input.pack(raw).source.rows(np.arange(3))
+    embed, unembed = input.embed(), input.unembed()
+    tokens = torch.randn(3, embed.grid[0], unembed.dim, generator=seeds.generator(0))
+    loss = unembed.loss(tokens, batch)
+    assert loss.shape == (3, *embed.grid)
+    real = embed(batch).mask
+    assert real is not None
+    assert ((loss > 0) == real).all()
+    where = torch.zeros_like(real).index_fill(1, torch.tensor([1, embed.count + 1]), True)
+    torch.testing.assert_close(unembed.loss(tokens, batch, where), loss[where])
+
+
+def test_a_text_of_a_pair_that_is_too_long_is_cut_aloud() -> None:
+    raw = Pairs.as_raw(captions())
+    with pytest.warns(Warned, match=r"the right side: \d+ of 40 rows are longer than it takes; they are cut"):
+        rows = Pairs.infer(raw, np.arange(40), size=12).pack(raw).source.rows(np.arange(40))
+    assert rows["right.ids"].shape[1] == 12

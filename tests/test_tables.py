@@ -147,7 +147,10 @@ MESSAGES: dict[str, tuple[dict[str, Any], str]] = {
         {"x": [0.0, np.inf, -np.inf], "c": ["a"] * 3},
         r"2 row\(s\) of 3 cannot be used:\n  row 1: column 'x' is infinite: blank it\n  row 2",
     ),
-    "list": ({"x": [1.0], "c": [["a"]]}, "cannot be a category; use text, whole numbers or true/false"),
+    "list": (
+        {"x": [1.0], "c": [["a"]]},
+        r"column 'c' holds list<.*>, which cannot be a category: leave it out \(--columns c:drop\)",
+    ),
 }
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import platform
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,7 +167,9 @@ def test_tables_from_end_to_end(table: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("quick")
 def test_numbers_are_predicted_in_their_own_units(tmp_path: Path) -> None:
     x = np.random.default_rng(0).normal(size=60)
-    path = small.csv(tmp_path / "numbers.csv", small.columns(num=x.tolist(), label=(1000 + 100 * x).tolist()))
+    path = small.csv(
+        tmp_path / "numbers.csv", small.columns(num=x.tolist(), label=(1000 + 100 * x + np.arange(60) % 3).tolist())
+    )
     run = modicum.finetune("mlp(width=8)", path, out=tmp_path / "run", **{**small.FEW, "steps": 20})
     results = run.read_json("results.json")
     assert results["score"] == "R2"
@@ -290,3 +294,54 @@ def test_methods_after_commas_are_measured_beside_the_first(pre: Run, images: Pa
     assert run.spec["method"] == "probe"
     with pytest.raises(UserError, match="unknown method 'prob'; valid: probe"):
         modicum.finetune(pre, images, method="probe,prob", out=tmp_path / "new")
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_unfinished_finetune_is_replaced_and_nothing_else(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+
+    def again(path: Path = out) -> Run:
+        return modicum.finetune("mlp(width=8)", table, out=path, **small.FEW)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sys.modules["modicum.verbs.finetune"], "_hold", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            again()
+    assert [p.name for p in out.iterdir()] == ["spec.json"]
+    spec = Run.open(out).spec
+    for file in ("notes.txt", "results.json"):  # somebody's own, or results: a folder to keep
+        kept = shutil.copytree(out, tmp_path / file.partition(".")[0])
+        (kept / file).write_text("{}")
+        with pytest.raises(UserError, match="exists: choose another --out, or --force"):
+            again(kept)
+        assert (kept / file).exists()
+    alive = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with alive:
+        for process in ([platform.node(), alive.pid], ["another machine", 1], None):
+            Run(out, {**spec, "process": process}).save_spec()
+            with pytest.raises(UserError, match="exists: choose another --out, or --force"):
+                again()  # another process may be at work on it
+        Run(out, {**spec, "process": [platform.node(), alive.pid]}).save_spec()
+        alive.communicate()
+    (out / ".tmp-0.json").write_text("half")
+    assert again().finished or (out / "results.json").is_file()
+    assert not (out / ".tmp-0.json").exists()
+    with pytest.raises(UserError, match="exists: choose another --out, or --force"):
+        again()
+
+
+@pytest.mark.filterwarnings("ignore::modicum.core.errors.Warned")
+@pytest.mark.usefixtures("quick")
+def test_next_token_on_values_is_said_to_learn_features_only(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trunk = "transformer(width=8, depth=1, patch=1, causal=True)"
+    run = modicum.pretrain(images, objective="next_token", out=tmp_path / "run", **{**small.TINY, "encoder": trunk})
+    words = "next_token learns features of images, but predicts their values: generate cannot draw any from this run"
+    assert f"note: {words}" in capsys.readouterr().err
+    with pytest.raises(UserError, match=words):
+        modicum.generate(run)

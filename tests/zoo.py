@@ -81,6 +81,42 @@ def sentences() -> Any:
     return kind("text").as_raw([*texts, "Ωμέγα, naïve 東京 🦉", "<eos> is no special token here", "two\nlines"])
 
 
+@cache
+def curves() -> Any:
+    """Twelve series of two channels, of several lengths, with missing points in even and odd rows."""
+    rng = np.random.default_rng(2)
+    series = [rng.standard_normal((2, 9 + 2 * (k // 2 % 3))).cumsum(1) for k in range(12)]
+    for k, x in enumerate(series):
+        x[k // 2 % 2, 2 + k % 3] = np.nan
+    return kind("series").as_raw(series)
+
+
+@cache
+def drugs() -> Any:
+    """Twelve molecules: rings, charges, stereochemistry, a single atom."""
+    texts = ["CCO", "c1ccccc1", "CC(=O)[O-]", "C[C@H](N)C(=O)O", "F/C=C/F", "C", "N#CC1CC1", "O=S(=O)(O)c1ccccc1"]
+    return kind("graphs").as_raw([*texts, "C[N+](C)(C)C", "c1ccc2[nH]ccc2c1", "BrCCCl", "CC(C)=O"])
+
+
+@cache
+def networks(of_nodes: bool = False) -> Any:
+    """Graphs with numbers, texts and gaps on nodes and edges; with `of_nodes` one graph whose nodes are the rows."""
+    rng = np.random.default_rng(3)
+
+    def graph(n: int) -> dict[str, Any]:
+        nodes: list[dict[str, Any]] = [
+            {"id": k, "kind": "abc"[k % 3], "size": float(rng.standard_normal()), "age": None if k % 4 == 3 else k}
+            for k in range(n)
+        ]
+        if of_nodes:
+            nodes = [{**node, "label": "yes" if k % 2 else "no"} for k, node in enumerate(nodes)]
+        ends = [(k, (k + 1) % n) for k in range(n)] + [(0, n // 2)]
+        edges = [{"source": i, "target": j, "weight": float(rng.random()), "how": "xy"[(i + j) % 2]} for i, j in ends]
+        return {"nodes": nodes, "edges": edges}
+
+    return kind("graphs").as_raw([graph(12)] if of_nodes else [graph(4 + k % 2) for k in range(12)])
+
+
 def all_rows(modality: str, raw: Any) -> tuple[Input, Batch]:
     size = raw.num_rows if isinstance(raw, pa.Table) else len(raw)
     made = kind(modality).infer(raw, np.arange(size))
@@ -113,6 +149,23 @@ def pairs() -> tuple[Input, Batch]:
 @cache
 def texts() -> tuple[Input, Batch]:
     return all_rows("text", sentences())
+
+
+@cache
+def series() -> tuple[Input, Batch]:
+    raw = curves()
+    made = kind("series").infer(raw, np.arange(len(raw)), patch=2)  # type: ignore[call-arg]
+    return made, made.pack(raw).source.rows(np.arange(len(raw)))
+
+
+@cache
+def graphs() -> tuple[Input, Batch]:
+    return all_rows("graphs", drugs())
+
+
+@cache
+def members() -> tuple[Input, Batch]:
+    return all_rows("graphs", networks(True))
 
 
 def trunk(text: str, dim: int = 3, grid: tuple[int, ...] = (8, 8)) -> Callable[[], Trunk]:
@@ -226,6 +279,8 @@ TRUNKS = [
     Row("graph", "gat", trunk("graph('gat', width=8, heads=2, act='gelu')", dim=4, grid=(2, 4))),
     Row("graph", "gat-features", trunk("graph('gat', width=8, depth=1, norm='none', edge_dim=2)", dim=4, grid=(7,))),
     Row("mlp", "set-none", trunk("mlp(width=16, over='set', norm='none', act='sigmoid', depth=1)", dim=4, grid=(2, 3))),
+    Row("temporal", "both", trunk("temporal(width=8, depth=2, kernel=4, dropout=.1)", dim=4, grid=(6,))),
+    Row("temporal", "causal", trunk("temporal(width=8, depth=2, causal=True, act='silu')", dim=4, grid=(6,))),
     Row("timm", "convolutions", trunk("timm('test_resnet')", grid=(32, 32))),
     Row("timm", "patches", trunk("timm('test_vit', size=32)", grid=(32, 32))),
     Row("hf", "bert", trunk(f"hf('tiny', config={BERT})", dim=16, grid=(6,))),
@@ -240,7 +295,9 @@ OUTER = "pair(left=mlp(width=4), right=mlp(width=4), rank=None, linear=False)"
 WORDS = "transformer(width=16, depth=2, heads=2)"
 GPT = "transformer(width=16, depth=1, heads=2, causal=True)"
 VISION = "transformer(width=16, depth=1, heads=2, patch=2)"
+GIN = "graph(width=16, depth=2)"
 CONV, MLP, SET = "convnet(width=4, stages=2)", "mlp(width=16)", "mlp(width=16, over='set')"
+MIXER = "mixer(width=8, depth=1)"
 RNN, ATTENTION = "recurrent('gru', width=8)", "transformer(width=16, depth=1, heads=2)"
 
 OBJECTIVES = [
@@ -267,6 +324,15 @@ OBJECTIVES = [
     Row("next_token", "text-rnn", objective("next_token(tie=False)", "recurrent(width=16)", texts), lambda: texts()[1]),
     Row("denoising", "text", objective("denoising(views={'delete': .5})", WORDS, texts), lambda: texts()[1]),
     Row("denoising", "text-rnn", objective("denoising()", "recurrent('gru', width=16)", texts), lambda: texts()[1]),
+    Row("simclr", "series", objective("simclr(hidden=16, out=8)", WORDS, series), lambda: series()[1]),
+    Row("masked", "series", objective("masked(ratio=.4)", WORDS, series), lambda: series()[1]),
+    Row("masked", "series-rnn", objective("masked()", RNN, series), lambda: series()[1]),
+    Row("autoencoder", "series-mlp", objective("autoencoder(code=6)", MLP, series), lambda: series()[1]),
+    Row("autoencoder", "series-rnn", objective("autoencoder(code=6, noise=.2)", RNN, series), lambda: series()[1]),
+    Row("autoencoder", "series-mixer", objective("autoencoder(code=6)", MIXER, series), lambda: series()[1]),
+    Row("next_token", "series", objective("next_token()", GPT, series), lambda: series()[1]),
+    Row("next_token", "series-rnn", objective("next_token()", "recurrent(width=16)", series), lambda: series()[1]),
+    Row("denoising", "series", objective("denoising(views={'mask': .5})", WORDS, series), lambda: series()[1]),
     Row("supervised", "classes", objective("supervised(3, smoothing=.1)", CONV, images), with_target(images, False)),
     Row(
         "supervised",
@@ -285,6 +351,12 @@ OBJECTIVES = [
         "supervised", "pair-rating", objective("supervised(1, task='numbers')", OUTER, pairs), with_target(pairs, True)
     ),
     Row("supervised", "pairs-mlp", objective("supervised(3)", MLP, pairs), with_target(pairs, False)),
+    Row("simclr", "graphs", objective("simclr(hidden=16, out=8)", GIN, graphs), lambda: graphs()[1]),
+    Row("simclr", "nodes", objective("simclr(hidden=16, out=8)", GIN, members), lambda: members()[1]),
+    Row("masked", "graphs", objective("masked(ratio=.3)", GIN, graphs), lambda: graphs()[1]),
+    Row("masked", "nodes", objective("masked(ratio=.5, swap=.2)", GIN, members), lambda: members()[1]),
+    Row("autoencoder", "graphs", objective("autoencoder(code=6)", GIN, graphs), lambda: graphs()[1]),
+    Row("supervised", "graphs", objective("supervised(3)", GIN, graphs), with_target(graphs, False)),
     Row("simclr", "pair", objective("simclr(hidden=16, out=8)", PAIR, pairs), lambda: pairs()[1]),
 ]
 
@@ -295,6 +367,10 @@ MODALITIES = [
     Row("pairs", "tables", couples),
     Row("pairs", "mixed", lambda: couples(False)),
     Row("text", "sentences", sentences),
+    Row("series", "ragged", curves),
+    Row("graphs", "molecules", drugs),
+    Row("graphs", "networks", networks),
+    Row("graphs", "nodes", lambda: networks(True)),
     Row("tables", "numeric", lambda: cases(categorical=False)),
     Row("tables", "dates", dated),
     Row("tables", "categorical", lambda: cases(numeric=False)),

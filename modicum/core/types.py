@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,12 +64,32 @@ class Features(NamedTuple):
 class Source(Protocol):
     """Rows that can be read by number, in their raw dtypes, without loading the rest.
 
-    Ragged ones are padded with 0 to the longest row asked for, and the source has `lengths` (size,) of all.
+    Ragged ones are padded with 0 to the longest row asked for, and the source has `lengths` (size,) of all. Where rows
+    are longer than an encoder takes, it has `windows` too; `rows` and `lengths` are then those of their first window.
     """
 
     size: int
 
     def rows(self, index: np.ndarray) -> Batch: ...
+
+
+class Windows(NamedTuple):
+    """Rows in parts that an encoder takes: those of row i are `parts` (ragged) from starts[i] to starts[i + 1].
+
+    `whole` has a row's parts one after the other as one row, for what is no encoder. Training sees every part as a
+    sample; the features of a row are the mean of its parts' features, weighted by their real tokens.
+    """
+
+    parts: Source
+    starts: np.ndarray
+    whole: Source
+
+    def of(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The numbers (m,) of all parts of the rows `index`, and the position in `index` that each belongs to."""
+        counts = self.starts[index + 1] - self.starts[index]
+        place = np.repeat(np.arange(len(index)), counts)
+        before = np.cumsum(counts) - counts
+        return np.arange(len(place)) + (self.starts[index] - before)[place], place
 
 
 class Views(Protocol):
@@ -91,12 +112,14 @@ class Embed(nn.Module, ABC):
 
     `ragged`: rows have different numbers of tokens, and batches a "mask" (b, t), True where real. `begins`: every row's
     first token is one and the same, such as a text's <bos>. `edge_dim`: the width of the features of its edges.
+    `first`: rows are about their first token (a node and those around it), so that it is what is pooled.
     """
 
     dim: int
     grid: tuple[int, ...]
     ragged: bool = False
     begins: bool = False
+    first: bool = False
     edge_dim: int = 0
 
     def blank(self) -> Tensor | None:
@@ -122,7 +145,7 @@ class Unembed(nn.Module, ABC):
     def draw(self, tokens: Tensor, at: int, so_far: Batch | None, choose: Choose) -> Batch:
         """The batch `so_far` with place `at` chosen by what `tokens` (b, 1, dim) say of it; None: nothing is yet."""
         name = type(self).__name__
-        raise UserError(f"'{name}' predicts values, no distribution to draw tokens from: generate works on text")
+        raise UserError(f"'{name}' predicts values, no distribution to draw tokens from: generate needs one")
 
     @abstractmethod
     def decode(self, tokens: Tensor) -> Batch:
@@ -135,6 +158,8 @@ class Input(ABC):
     modality: ClassVar[str]
     default_trunk: ClassVar[str]
     default_objective: ClassVar[str]
+    group: ClassVar[str | None] = None
+    """The column whose groups are not divided between training and test rows where nothing else is asked."""
     baselines: tuple[str, ...]
 
     @classmethod
@@ -151,6 +176,12 @@ class Input(ABC):
     @abstractmethod
     def as_raw(cls, x: Any) -> Any:
         """Rows in memory as raw rows."""
+
+    @classmethod
+    def likely(cls, x: Any) -> bool:
+        """Whether rows in memory are rather of this modality than of another, whose `as_raw` takes them too."""
+        del x
+        return True
 
     def columns(self) -> tuple[str, ...]:
         """The columns of a table that are taken as input; none where the input is no table."""
@@ -190,6 +221,20 @@ class Input(ABC):
     @abstractmethod
     def show(self, batch: Batch) -> list[dict[str, str]]:
         """What to show a person of every row: {"thumb": data URI} or {"text": words}."""
+
+    def table(self, batch: Batch) -> pa.Table:
+        """What `generate` writes of a batch: its rows in words, unless the modality has a better form."""
+        shown = self.show(batch)
+        if any("text" not in row for row in shown):
+            raise UserError(f"{self.modality} cannot be written as text yet")
+        return pa.table({"text": [row["text"] for row in shown]})
+
+    @classmethod
+    def takes(cls, option: str) -> bool:
+        """Whether `infer` looks at an option of that name."""
+        # What is called `_` is not looked at; a modality that hands options on to others calls them by another name.
+        known = inspect.signature(cls.infer).parameters.values()
+        return any(p.name == option or (p.kind is p.VAR_KEYWORD and p.name != "_") for p in known)
 
     @classmethod
     @abstractmethod
@@ -276,6 +321,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def encoders(self) -> dict[str, Any]:
         """The encoder, or the towers of a pair, by name."""
+
+    def note(self) -> str:
+        """What a person should know before training with it, such as what its run cannot do; "" for nothing."""
+        return ""
 
     def after_step(self, step: int) -> None:
         """Called after each update: moving-average teachers, queues."""

@@ -43,19 +43,30 @@ class Csv:
     def batches(self, types: dict[str, pa.DataType] | None, note: bool) -> Iterator[pa.RecordBatch]:
         """The rows as text, or as `types`; ragged rows are noted once."""
         wrong: list[str] = []
+        lost: list[int] = []
 
         def ragged(row: pyarrow.csv.InvalidRow) -> str:
             words = f"row {row.number} has {row.actual_columns} columns, not {row.expected_columns}: {row.text[:80]!r}"
             wrong.append(words)
+            if "\n" in row.text and row.text.count('"') % 2:
+                lost.append(row.number)
+                return "error"
             if note and self.ragged is not None:
                 self.ragged.append(words)
             return "error" if self.ragged is None else "skip"
 
-        parse = pyarrow.csv.ParseOptions(delimiter=self.delimiter, newlines_in_values=True, invalid_row_handler=ragged)
+        names = self.names()
+        # Of a single column an empty line is a missing cell, of several it is nothing.
+        parse = pyarrow.csv.ParseOptions(
+            delimiter=self.delimiter,
+            newlines_in_values=True,
+            ignore_empty_lines=len(names) > 1,
+            invalid_row_handler=ragged,
+        )
         # One thread, or pyarrow does not know the numbers of the ragged rows.
         read = pyarrow.csv.ReadOptions(use_threads=False, block_size=self.piece)
         convert: Any = pyarrow.csv.ConvertOptions(
-            column_types={n: pa.string() for n in self.names()} if types is None else types,
+            column_types={n: pa.string() for n in names} if types is None else types,
             strings_can_be_null=False,
             true_values=TRUE,
             false_values=FALSE,
@@ -64,9 +75,27 @@ class Csv:
             with self.open() as file:
                 yield from pyarrow.csv.open_csv(file, read, parse, convert)
         except (pa.ArrowInvalid, OSError, EOFError) as error:
+            if lost:
+                raise self._unclosed(lost[0]) from None
             quote = f" (the header is row 1); quote values that hold '{self.delimiter}'"
             what = f"{wrong[-1]}{quote}" if wrong and self.ragged is None else error
+            if "straddling" in str(error):
+                what = f"a row has more than {self.piece >> 20} MB: is a quote not closed?"
             raise UserError(f"{self.path}: {what}") from error
+
+    def _unclosed(self, row: int) -> UserError:
+        return UserError(f"{self.path}: row {row:,} opens a quote that is never closed, which hides all rows after it")
+
+    def check_end(self, cell: Any, row: int) -> None:
+        """Refuse a file whose last cell, in file row `row`, took in all rows after a quote that is never closed."""
+        if "\n" not in (cell or ""):
+            return
+        end = b""
+        with self.open() as file:
+            while part := file.read(1 << 20):
+                end = (end + part).rstrip()[-1:]
+        if end != b'"':
+            raise self._unclosed(row)
 
     def names(self) -> list[str]:
         """The columns, by the header."""
@@ -78,19 +107,22 @@ class Csv:
             with self.open() as file:
                 return pyarrow.csv.open_csv(file, read, parse).schema.names
         except (pa.ArrowInvalid, OSError, EOFError) as error:
-            raise UserError(f"{self.path}: {error}") from error
+            what = "the file is empty" if "Empty CSV file" in str(error) else error
+            raise UserError(f"{self.path}: {what}") from error
 
 
 def typed(file: Csv) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
     """The columns of a CSV with the types that all cells allow, and its rows as these; the file is read twice."""
     columns = [Column(name) for name in file.names()]
-    if len(columns) == 1 and ";" in columns[0].name:
-        raise UserError(f"{file.path}: the columns seem to be separated by ';': save it with '{file.delimiter}'")
-    row = 2
+    if len(columns) == 1 and (sign := next((sign for sign in ";\t|" if sign in columns[0].name), None)):
+        raise UserError(f"{file.path}: the columns seem to be separated by {sign!r}: save it with {file.delimiter!r}")
+    row, last = 2, None
     for batch in file.batches(None, note=True):
         for column, cells in zip(columns, batch.columns, strict=True):
             column.see(cells, row)
         row += batch.num_rows
+        last = batch.column(batch.num_columns - 1)[-1].as_py() if batch.num_rows else last
+    file.check_end(last, row - 1)
     for column in columns:
         column.warn(file.path)
     schema = pa.schema([(c.name, c.type) for c in columns])
@@ -117,8 +149,8 @@ class Column:
         self.odd: tuple[int, str] | None = None
         self.rest = [0, 0]
         """How many of the cells from `odd` on are numbers, and how many there are."""
-        self.padded = False
-        """Whether a whole number begins with a zero: then they are codes, and stay text."""
+        self.codes = False
+        """Whether a whole number begins with a zero or is longer than any: then they are codes, and stay text."""
 
     @property
     def type(self) -> pa.DataType:
@@ -135,17 +167,16 @@ class Column:
         self.seen = True
         text = pc.utf8_trim_whitespace(known)
         was_number = self.odd is None and any(k in self.may for k in NUMBERS)
-        if was_number and not self.padded:
-            zeros = text.filter(pc.starts_with(text, "0"))
-            self.padded = bool(pc.any(pc.match_substring_regex(zeros, r"^0[0-9]+$")).as_py())
+        if was_number and not self.codes:
+            self.codes = _codes(text)
         may: list[str] = []
         for kind in self.may:
             # A date is a time, and a whole number is a number.
             wider = {"time": "date", "float": "int"}.get(kind) in may
-            if not (self.padded and kind in NUMBERS) and (wider or _fits(text, kind)):
+            if not (self.codes and kind in NUMBERS) and (wider or _fits(text, kind)):
                 may.append(kind)
         self.may = may
-        if was_number and not self.padded:
+        if was_number and not self.codes:
             self._count(cells, null, text, row)
         elif self.odd is not None:
             number = pc.match_substring_regex(text, NUMBER)
@@ -182,6 +213,14 @@ class Column:
 
 
 NUMBER = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^[+-]?(inf|nan|Inf|NaN|INF|infinity|Infinity)$"
+
+
+def _codes(text: pa.Array) -> bool:
+    """Whether some of the texts are digits that a number would not keep: a leading zero, or too many for 64 bits."""
+    zeros = text.filter(pc.starts_with(text, "0"))
+    long = text.filter(pc.greater(pc.binary_length(text), 18))
+    long = long.filter(pc.ascii_is_decimal(long))
+    return bool(pc.any(pc.match_substring_regex(zeros, r"^0[0-9]+$")).as_py()) or not _fits(long, "int")
 
 
 def _fits(text: pa.Array, kind: str) -> bool:

@@ -25,6 +25,7 @@ from modicum.core.errors import UserError
 CSV = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 JSON = (".jsonl", ".ndjson", ".json")
 PARQUET = (".parquet", ".pq")
+PLAIN = (".txt", ".text")
 TABLES = (*CSV, *JSON, *PARQUET)
 
 
@@ -39,12 +40,18 @@ def peek(path: Path) -> pa.Table:
     kind = table_kind(path)
     read: Any = "json" if kind in JSON else thrifty()
     if kind in CSV:
-        parse = pyarrow.csv.ParseOptions(delimiter=CSV[kind], newlines_in_values=True)
+        parse = pyarrow.csv.ParseOptions(
+            delimiter=CSV[kind], newlines_in_values=True, invalid_row_handler=lambda _: "skip"
+        )
         read = pyarrow.dataset.CsvFileFormat(parse)
     try:
-        return pyarrow.dataset.dataset(path, format=read).scanner(**ONE_BY_ONE).head(100)
-    except (pa.ArrowException, OSError) as error:
+        table = pyarrow.dataset.dataset(path, format=read).scanner(**ONE_BY_ONE).head(100)
+        assert table.column_names is not None  # decodes them
+        return table
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a table: {error}") from None
+    finally:
+        pa.default_memory_pool().release_unused()  # what decoding needed is not kept
 
 
 ONE_BY_ONE: dict[str, Any] = {
@@ -71,6 +78,11 @@ def check_encoding(path: Path) -> None:
                     raise UserError(f"{path}: the file is UTF-16; save it as UTF-8")
                 if not line.isascii():
                     line.decode()
+                if b"\0" in line:
+                    raise UserError(
+                        f"{path}, line {number}: holds a NUL byte, which no text does (is it UTF-16, or damaged?); "
+                        f"save it as UTF-8, for example  iconv -f utf-16le -t utf-8 {path.name}"
+                    )
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise UserError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from PIL import Image
 
 from modicum.core.errors import UserError, Warned
 from modicum.modalities._files import PARQUET, TABLES, content_key, table_kind
-from modicum.modalities._imagearrays import SPLITS, checked, idx_sets, is_idx, merged, read_idx, read_numpy
+from modicum.modalities._folders import meaning, name_of, walk
+from modicum.modalities._imagearrays import checked, idx_sets, is_idx, merged, read_idx, read_numpy
 from modicum.modalities._tableread import read_table
 
 EXTENSIONS = {
@@ -38,8 +39,6 @@ EXTENSIONS = {
 EXTENSIONS |= {".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".jp2", ".j2k", ".avif"}
 PATH_COLUMNS = ["path", "file", "filename", "file_name", "filepath", "file_path"]
 PATH_COLUMNS += ["image", "image_path", "image_file", "img", "img_path"]
-CLUTTER = ("__MACOSX", "Thumbs.db", "desktop.ini")
-UNLABELLED = ("unlabeled", "unlabelled")
 WANTED = (
     "a folder of images, an image, .npy, .npz, IDX-ubyte, or a table with a column of image paths "
     f"({', '.join(TABLES)}, or a folder of Parquet files)"
@@ -109,7 +108,7 @@ def scan(path: str | Path) -> tuple[RawImages, pa.Table]:
     if path.is_dir():
         return _scan_folder(path)
     if path.suffix.lower() in EXTENSIONS:
-        return RawImages(paths=(str(path),)), pa.table({"id": [_text(path.name)]})
+        return RawImages(paths=(str(path),)), pa.table({"id": [name_of(path.name)]})
     if table_kind(path) in TABLES:
         return _scan_table(read_table(path), path.parent, str(path))
     if path.stat().st_size == 0:
@@ -123,30 +122,10 @@ def scan(path: str | Path) -> tuple[RawImages, pa.Table]:
     return RawImages(array=images, files=(str(path),)), table
 
 
-def _text(name: str) -> str:
-    """A file's name as valid text: Linux allows any bytes in it."""
-    return os.fsencode(name).decode("utf-8", "replace")
-
-
-def _walk(folder: Path) -> Iterator[tuple[str, ...]]:
-    """The files below a folder as parts of their relative paths; hidden ones and system clutter left out."""
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"{error.filename}: the folder cannot be read: {error.strerror}") from error
-
-    seen = set()  # links to folders are followed, but never around a circle
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(root))
-        shown = (f for f in folders if not f.startswith(".") and f not in CLUTTER)
-        folders[:] = sorted(f for f in shown if os.path.realpath(os.path.join(root, f)) not in seen)
-        base = Path(root).relative_to(folder).parts
-        yield from ((*base, f) for f in files if not f.startswith(".") and f not in CLUTTER)
-
-
 def _scan_folder(folder: Path) -> tuple[RawImages, pa.Table]:
     images: list[tuple[str, ...]] = []
     others: list[str] = []
-    for parts in _walk(folder):
+    for parts in walk(folder):
         if os.path.splitext(parts[-1])[1].lower() in EXTENSIONS:
             images.append(parts)
         else:
@@ -167,32 +146,12 @@ def _scan_folder(folder: Path) -> tuple[RawImages, pa.Table]:
             Warned(f"{folder}: {len(others)} files are not images and were left out: {', '.join(others[:3])}, ..."),
             stacklevel=3,
         )
-    columns: dict[str, Any] = {"id": [_text("/".join(parts)) for parts in images]}
-    labels, splits = _meaning(images, folder)
+    columns: dict[str, Any] = {"id": [name_of("/".join(parts)) for parts in images]}
+    labels, splits = meaning(images, folder)
     for name, values in (("label", labels), ("split", splits)):
         if any(values):
             columns[name] = pa.array(values, pa.string())
     return RawImages(paths=tuple(os.path.join(folder, *parts) for parts in images)), pa.table(columns)
-
-
-def _meaning(images: list[tuple[str, ...]], folder: Path) -> tuple[list[str | None], list[str | None]]:
-    """The label and the split of every image, from the names of its folders."""
-    tops = {parts[0] for parts in images if len(parts) > 1}
-    known = {top for top in tops if top.lower() in (*SPLITS, *UNLABELLED)}
-    if {SPLITS.get(top.lower()) for top in known} >= {"train", "test"} and known != tops:
-        others = ", ".join(sorted(tops - known)[:5])
-        raise UserError(
-            f"{folder}: has the splits {', '.join(sorted(known))} beside other folders ({others}); "
-            "move the others away, or rename the splits if they are classes"
-        )
-    if not tops or known != tops:
-        return [_text(parts[0]) if len(parts) > 1 else None for parts in images], [None] * len(images)
-    labels, splits = [], []
-    for parts in images:
-        top = parts[0].lower() if len(parts) > 1 else ""
-        labels.append(_text(parts[1]) if len(parts) > 2 and top in SPLITS else None)
-        splits.append("train" if top in UNLABELLED else SPLITS.get(top))
-    return labels, splits
 
 
 def _strings(table: pa.Table) -> dict[str, Any]:
@@ -209,8 +168,9 @@ def _path_column(table: pa.Table, base: Path, where: str) -> str:
     columns = _strings(table)
     named = sorted((n for n in columns if n.lower() in PATH_COLUMNS), key=lambda n: PATH_COLUMNS.index(n.lower()))
     for name in (*named, *(n for n in columns if n not in named)):
-        first = next((v for v in columns[name].slice(0, 100).to_pylist() if v), None)
-        if first and os.path.splitext(first)[1].lower() in EXTENSIONS | {""} and (base / first).is_file():
+        first: str = next((v for v in columns[name].slice(0, 100).to_pylist() if v), "")
+        named_so = first and os.path.splitext(first)[1].lower() in EXTENSIONS | {""}
+        if named_so and os.path.isfile(os.path.join(base, first)):  # False of texts that are too long to be names
             return name
     if named:
         return named[0]
@@ -251,7 +211,11 @@ def as_raw(x: Any) -> RawImages:
     if isinstance(x, str | Path):
         return scan(x)[0]
     if hasattr(x, "__arrow_c_stream__") and hasattr(x, "columns"):  # pyarrow, pandas, polars
-        return _scan_table(pa.table(x), Path(), "the table")[0]
+        try:
+            table = pa.table(x)
+        except (pa.ArrowException, ValueError, TypeError) as error:  # mixed types in a column, a column twice
+            raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None
+        return _scan_table(table, Path(), "the table")[0]
     if hasattr(x, "numpy") or isinstance(x, np.ndarray):
         return RawImages(array=checked(_array(x), "the array"))
     items = list(x.to_list() if hasattr(x, "to_list") else x) if hasattr(x, "__iter__") else []

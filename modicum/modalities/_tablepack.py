@@ -17,8 +17,8 @@ from modicum.core.atomic import atomic_path
 from modicum.core.errors import UserError, Warned
 from modicum.core.types import Batch, Packed, Progress
 from modicum.modalities._files import cache_dir, row_hashes
-from modicum.modalities._tablecolumns import is_number, is_text, is_time, numbers, strings
-from modicum.modalities._tableread import bad_rows, key_of
+from modicum.modalities._tablecolumns import LARGEST, is_number, is_text, is_time, numbers, strings
+from modicum.modalities._tableread import bad_rows, key_of, place_of
 
 FORMAT = 1  # of the cached files: raise it when their bytes would differ
 IN_MEMORY = 64 << 20  # bytes: tables packed to less than this, and those that no file is behind, stay in memory
@@ -64,44 +64,47 @@ class Plan:
         if absent:
             raise UserError(f"the table lacks the column(s) {', '.join(absent)}; it has {', '.join(raw.column_names)}")
         for name in self.numeric:
-            kind = raw.column(name).type
-            fine = is_time(kind) or is_text(kind) if name in self.dates else is_number(kind) or is_time(kind)
-            if fine or pa.types.is_null(kind):
+            kind, date = raw.column(name).type, name in self.dates
+            if is_time(kind) or pa.types.is_null(kind) or (is_number(kind) and not date):
                 continue
-            if lost := self._no_numbers(raw.column(name)) if name not in self.dates and is_text(kind) else (1, 0, ""):
-                count, found, first = lost
-                if not found:
-                    was = "a date" if name in self.dates else "numeric"
-                    raise UserError(f"column '{name}' was {was} in training; here it is {kind}")
-                words = f"column '{name}': {count:,} text(s) that are no number, such as '{first[:40]}', are missing"
+            what = "date" if date else "number"
+            count, found, first = self._lost(raw.column(name), name, date) if is_text(kind) else (1, 0, "")
+            if count and not found:
+                raise UserError(f"column '{name}' was {'a date' if date else 'numeric'} in training; here it is {kind}")
+            if count:
+                words = f"column '{name}': {count:,} text(s) that are no {what}, such as '{first[:40]}', are missing"
                 warnings.warn(words, Warned, stacklevel=4)
 
     @staticmethod
-    def _no_numbers(column: pa.ChunkedArray) -> tuple[int, int, str] | None:
-        """How many texts of a column are no number, how many are, and the first that is none; None where all are."""
+    def _lost(column: pa.ChunkedArray, name: str, date: bool) -> tuple[int, int, str]:
+        """How many texts of a column are no number (or date), how many are, and the first that is none."""
         count, found, first = 0, 0, ""
         for start in range(0, len(column), PIECE):
             part = column.slice(start, PIECE)
-            none = np.isnan(numbers(part))
-            odd = np.flatnonzero(none & pc.is_valid(strings(part)).to_numpy())
+            none = np.isnan(_numbers(part, name, date))
+            odd = np.flatnonzero(none & pc.is_valid(strings(part, name)).to_numpy())
             first = first or (part[int(odd[0])].as_py() if len(odd) else "")
             count, found = count + len(odd), found + int((~none).sum())
-        return (count, found, first) if count else None
+        return count, found, first
 
     def read(self, part: pa.Table) -> tuple[np.ndarray, np.ndarray]:
         """Numbers (n, columns) float64 and codes (n, categories) int64 of a piece of the table."""
         x = np.empty((part.num_rows, len(self.numeric)))
         for j, name in enumerate(self.numeric):
-            try:
-                x[:, j] = numbers(part.column(name), name in self.dates)
-            except UserError as error:
-                raise UserError(f"column '{name}' {error}") from None
+            x[:, j] = _numbers(part.column(name), name, name in self.dates)
         codes = np.empty((part.num_rows, len(self.categorical)), np.int64)
         for j, (name, _) in enumerate(self.categorical):
-            text = strings(part.column(name))
+            text = strings(part.column(name), name)
             code = pc.fill_null(pc.index_in(text, value_set=self.values[j]), -1).to_numpy()
             codes[:, j] = np.where(pc.is_null(text).to_numpy(), MISSING, np.where(code < 0, UNSEEN, code + 2))
         return x, codes
+
+
+def _numbers(column: pa.ChunkedArray, name: str, date: bool) -> np.ndarray:
+    try:
+        return numbers(column, date)
+    except UserError as error:
+        raise UserError(f"column '{name}' {error}") from None
 
 
 def pack(raw: pa.Table, plan: Plan, skip_bad: bool, progress: Progress | None) -> Packed:
@@ -121,11 +124,11 @@ def pack(raw: pa.Table, plan: Plan, skip_bad: bool, progress: Progress | None) -
         again = _load(target, plan)
         assert again is not None, target
         made = again
-    bad = sorted([*made.bad, *bad_rows(raw)])
+    bad = [*bad_rows(raw), *((row, place_of(raw, row), why) for row, _, why in made.bad)]
     if bad and not skip_bad:
         shown = "\n  ".join(f"{place}: {why}" for _, place, why in bad[:10])
         more = f"\n  and {len(bad) - 10:,} more" if len(bad) > 10 else ""
-        what = f"{len(bad):,} row(s) of {raw.num_rows:,} cannot be used"
+        what = f"{len(bad):,} row(s) of {raw.num_rows + len(bad_rows(raw)):,} cannot be used"
         raise UserError(f"{what}:\n  {shown}{more}\nuse --skip-bad to go on without them")
     return made._replace(bad=bad)
 
@@ -140,11 +143,12 @@ def _make(
         if progress:
             progress(start, raw.num_rows, words)
         x, codes = plan.read(raw.slice(start, PIECE))
-        infinite = np.isinf(x)
+        infinite = np.abs(x) > LARGEST
         good = ~infinite.any(1)
         for row in np.flatnonzero(~good).tolist():
             names = ", ".join(f"'{plan.numeric[j]}'" for j in np.flatnonzero(infinite[row]))
-            bad.append((start + row, f"row {start + row}", f"column {names} is infinite: blank it"))
+            what = "infinite" if np.isinf(x[row]).any() else f"beyond ±{LARGEST:g}"
+            bad.append((start + row, "", f"column {names} is {what}: blank it"))
         x, codes = x[good], codes[good]
         hashes.append(row_hashes(np.concatenate([x.view(np.uint8), codes.view(np.uint8)], 1)))
         keep.append(start + np.flatnonzero(good))

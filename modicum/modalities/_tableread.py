@@ -7,10 +7,10 @@ import json
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -39,45 +39,92 @@ PIECE = 1 << 24  # bytes of text that are parsed at a time; one row must fit
 
 Bad = list[tuple[int, str, str]]
 
-_known: dict[int, tuple[str | None, Bad]] = {}
-"""Of tables that are in use: the key of the files they were read from, and the ragged rows that were left out."""
+
+class Known(NamedTuple):
+    """Of a table that was read: its path, the key of its content where cached, and what is wrong with ragged rows.
+
+    Rows of the file count from 1, a CSV's header among them.
+    """
+
+    path: Path | None = None
+    key: str | None = None
+    ragged: tuple[str, ...] = ()
 
 
-def _remember(table: pa.Table, key: str | None, bad: Bad) -> None:
+_known: dict[int, Known] = {}
+"""Of the tables that are in use."""
+
+
+def _remember(table: pa.Table, **more: Any) -> None:
     if id(table) not in _known:
         weakref.finalize(table, _known.pop, id(table), None)
-    _known[id(table)] = key, bad
+    _known[id(table)] = _of(table)._replace(**more)
+
+
+def _of(table: pa.Table) -> Known:
+    return _known.get(id(table), Known())
 
 
 def key_of(table: pa.Table) -> str | None:
     """The key of the content of the files that a table is, as it was read; None of any other."""
-    return _known.get(id(table), (None, []))[0]
+    return _of(table).key
 
 
 def bad_rows(table: pa.Table) -> Bad:
     """The ragged rows that `scan` left out of a table."""
-    return _known.get(id(table), (None, []))[1]
+    known = _of(table)
+    return [(-1, str(known.path), why) for why in known.ragged]
+
+
+def _number(why: str) -> int:
+    """The row of the file that `why` begins with: `row 5 has 3 columns`."""
+    return int(why.split()[1])
+
+
+def place_of(table: pa.Table, row: int) -> str:
+    """Where row `row` (from 0) of a table is: its file and row there; its number alone where no file is behind it."""
+    known = _of(table)
+    if known.path is None:
+        return f"row {row}"
+    if known.path.is_dir():
+        return f"{known.path}, row {row + 1:,}"
+    place = row + 1 + (table_kind(known.path) in CSV)
+    for own in sorted(map(_number, known.ragged)):
+        place += own <= place
+    return f"{known.path}, row {place:,}"
 
 
 def scan(path: Path) -> pa.Table:
-    """`read_table`, with ragged rows left for `bad_rows`, and a warning where an id is used twice."""
+    """`read_table`, with ragged rows left for `bad_rows`."""
     ragged: list[str] = []
     table = read_table(path, ragged)
-    if ragged:
-        _remember(table, key_of(table), [(-1, str(path), why) for why in ragged])
-    if "id" in table.column_names:
-        ids = table.column("id")
-        twice = len(ids) - ids.null_count - pc.count_distinct(ids, mode="only_valid").as_py()
-        if twice:
-            warnings.warn(f"{path}: {twice:,} row(s) have an id that an earlier row has", Warned, stacklevel=3)
+    _remember(table, ragged=tuple(ragged))
     return table
 
 
-def read_table(path: str | Path, ragged: list[str] | None = None) -> pa.Table:
+def _check_ids(path: Path, table: pa.Table) -> None:
+    """Warn where an id is used twice."""
+    if "id" not in table.column_names or pa.types.is_nested(table.column("id").type):
+        return
+    ids = table.column("id")
+    twice = len(ids) - ids.null_count - pc.count_distinct(ids, mode="only_valid").as_py()
+    if twice:
+        counts = pc.value_counts(ids.drop_null().combine_chunks())
+        first = counts.field("values").filter(pc.greater(counts.field("counts"), 1))[0]
+        warnings.warn(
+            f"{path}: {twice:,} row(s) have an id that an earlier row has, such as '{first}'; all rows are used, and "
+            "equal ones may be on both sides of a split (--group id keeps them together)",
+            Warned,
+            stacklevel=4,
+        )
+
+
+def read_table(path: str | Path, ragged: list[str] | None = None, unique: bool = True) -> pa.Table:
     """Read CSV/TSV or JSON lines (.gz or not), or Parquet (one file or a folder of them), as a table.
 
     Empty strings of a CSV become null; words like NA are null in columns of numbers and text in columns of text; whole
-    numbers with leading zeros are text. `ragged` collects what is wrong with rows that have too many or few columns.
+    numbers with leading zeros are text. `ragged` collects what is wrong with rows that have too many or few columns;
+    with `unique` an id that is used twice is warned of.
     UserError: missing or empty file, unknown extension, ragged rows where they are not collected, not UTF-8, a column
     name used twice, a column that changes its type.
     """
@@ -101,9 +148,14 @@ def read_table(path: str | Path, ragged: list[str] | None = None) -> pa.Table:
     table = _cached(path, files, ragged) if large else _assembled(*_pieces(path, files, ragged))
     twice = [name for name, count in Counter(table.column_names).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: column names used twice: {', '.join(twice)}; rename them")
+        raise UserError(
+            f"{path}: column names used twice: {', '.join(twice)}; rename them (is the first row a header?)"
+        )
     if table.num_rows == 0:
         raise UserError(f"{path}: the table has no rows")
+    if unique:
+        _check_ids(path, table)
+    _remember(table, path=path)
     return table
 
 
@@ -129,10 +181,27 @@ def _cached(path: Path, files: Sequence[Path], ragged: list[str] | None) -> pa.T
     """The table as a memory-mapped Arrow file in the cache, made there where the same content was not before."""
     names = json.dumps([FORMAT, table_kind(path), [str(f.relative_to(path)) for f in files] if path.is_dir() else ""])
     key = hashlib.blake2b(f"{content_key(files)}{names}".encode(), digest_size=16).hexdigest()
-    target = cache_dir() / "tables" / f"{key}.arrow"
-    if not target.exists():
-        found: list[str] = [] if ragged is None else ragged
-        schema, batches = _pieces(path, files, None if ragged is None else found)
+    target = _place(key)
+    if target.exists():
+        if ragged is not None and target.with_suffix(".json").exists():
+            ragged += json.loads(target.with_suffix(".json").read_text())
+        return stored(path, key, None)
+    found: list[str] = [] if ragged is None else ragged
+    table = stored(path, key, lambda: _pieces(path, files, None if ragged is None else found))
+    if found:
+        target.with_suffix(".json").write_text(json.dumps(found))
+    return table
+
+
+def _place(key: str) -> Path:
+    return cache_dir() / "tables" / f"{key}.arrow"
+
+
+def stored(path: Path, key: str, pieces: Callable[[], Pieces] | None) -> pa.Table:
+    """The memory-mapped table of that key in the cache, written there from its `pieces` where it is not yet."""
+    target = _place(key)
+    if pieces is not None and not target.exists():
+        schema, batches = pieces()
         try:
             with atomic_path(target) as temporary, pa.OSFile(str(temporary), "wb") as file:
                 meta = schema.with_metadata({})
@@ -143,12 +212,9 @@ def _cached(path: Path, files: Sequence[Path], ragged: list[str] | None) -> pa.T
             raise UserError(
                 f"{path} is large and is put into {target.parent}: {error}; free some space or set MODICUM_CACHE"
             ) from error
-        if found:
-            target.with_suffix(".json").write_text(json.dumps(found))
-    elif ragged is not None and target.with_suffix(".json").exists():
-        ragged += json.loads(target.with_suffix(".json").read_text())
+        pa.default_memory_pool().release_unused()
     table = pa.ipc.open_file(pa.memory_map(str(target))).read_all()
-    _remember(table, key, [])
+    _remember(table, key=key)
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from modicum.core.errors import UserError
-from modicum.modalities._files import PARQUET, TABLES, check_encoding, opened, peek, table_kind
-from modicum.modalities._tableread import read_table
+from modicum.modalities import _textplain
+from modicum.modalities._files import PARQUET, PLAIN, TABLES, peek, table_kind
+from modicum.modalities._folders import walk
+from modicum.modalities._tableread import key_of, read_table
 
-PLAIN = (".txt", ".text")
 COLUMNS = ["text", "sentence", "review", "document", "content", "body", "comment", "tweet", "message", "abstract"]
 COLUMNS += ["description", "gloss", "question", "article", "post", "quote", "title", "headline"]
 """What columns of text are called, the likeliest first."""
 FACTS = ("id", "split", "label", "class", "target", "y", "group")
 """Columns that are no input even where they hold long texts."""
-STEP = 8192
-"""Rows that are in memory as Python strings at a time."""
-WANTED = f"a .txt file, a table with a column of free text ({', '.join(TABLES)}), or a list of texts"
+STEP, PIECE = 8192, 1 << 20
+"""Rows, and bytes, that are in memory as Python strings at a time; one row must fit."""
+WANTED = (
+    f"a .txt file or a folder of them, a table with a column of free text ({', '.join(TABLES)}), or a list of texts"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,24 +66,45 @@ class RawTexts:
             )
         return found[0]
 
-    def read(self, name: str, index: np.ndarray | None = None) -> Iterator[list[str]]:
-        """The stripped texts of a column, `STEP` at a time: all, or the rows `index`; "" where there is none."""
+    def pieces(self, name: str, index: np.ndarray | None = None) -> Iterator[pa.Array]:
+        """The texts of a column, at most `STEP` at a time, unread: all, or the rows `index`."""
         column = self.columns[name]
         if index is not None and self.rows is not None:
             index = self.rows[index]
         index = self.rows if index is None else index
-        count = len(column) if index is None else len(index)
-        for start in range(0, count, STEP):
-            part = column.slice(start, STEP) if index is None else column.take(pa.array(index[start : start + STEP]))
-            yield [(text or "").strip() for text in part.to_pylist()]
+        if index is None:
+            for chunk in column.chunks:
+                yield from (chunk.slice(start, STEP) for start in range(0, len(chunk), STEP))
+            return
+        ends = np.cumsum([len(chunk) for chunk in column.chunks])
+        step = int(np.clip(16 * PIECE * len(column) // max(1, column.nbytes), 1, STEP))  # what is taken is copied
+        for start in range(0, len(index), step):
+            yield _taken(column, ends, index[start : start + step])
+
+    def read(self, name: str, index: np.ndarray | None = None) -> Iterator[list[str]]:
+        """The stripped texts of a column, some at a time: all, or the rows `index`; "" where there is none."""
+        for part in self.pieces(name, index):
+            for own in _light(part):
+                yield [(text or "").strip() for text in own.to_pylist()]
+
+    def sizes(self, name: str, index: np.ndarray | None = None) -> Iterator[np.ndarray]:
+        """The sizes of the texts of a column in bytes, at most `STEP` at a time; 0 where there is none."""
+        for part in self.pieces(name, index):
+            yield _sizes(part)
+
+    def key(self, name: str) -> str:
+        """A key of the texts of a column and their order: of the files they are from, else of the texts themselves."""
+        digest = hashlib.blake2b(f"{key_of(self.facts)}/{name}".encode(), digest_size=16)
+        if key_of(self.facts) is None:
+            digest.update(np.ascontiguousarray(self.hashes(name)).data)
+        elif self.rows is not None:
+            digest.update(np.ascontiguousarray(self.rows).data)
+        return digest.hexdigest()
 
     def hashes(self, name: str) -> np.ndarray:
         """A 64-bit hash (n,) of every text of a column."""
         if name not in self._hashes:
-            parts = [
-                np.frombuffer(b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts), "<u8")
-                for texts in self.read(name)
-            ]
+            parts = [hashes_of(texts) for texts in self.read(name)]
             self._hashes[name] = np.concatenate([np.empty(0, np.uint64), *parts])
         return self._hashes[name]
 
@@ -89,19 +114,61 @@ class RawTexts:
         return f"row {self.facts.column('id')[own]}" if "id" in self.facts.column_names else f"row {own}"
 
 
+def hashes_of(texts: list[str]) -> np.ndarray:
+    """A 64-bit hash (n,) of every text."""
+    return np.frombuffer(b"".join(hashlib.blake2b(t.encode(), digest_size=8).digest() for t in texts), "<u8")
+
+
+def _sizes(part: pa.Array) -> np.ndarray:
+    sizes: np.ndarray = pc.fill_null(pc.binary_length(part), 0).to_numpy(zero_copy_only=False)
+    return sizes.astype(np.int64)
+
+
+def _light(part: pa.Array) -> Iterator[pa.Array]:
+    """Slices of an array of texts with about PIECE bytes at most."""
+    piece = np.cumsum(_sizes(part)) // PIECE
+    cuts = [0, *(np.flatnonzero(np.diff(piece)) + 1).tolist(), len(part)]
+    yield from (part.slice(a, b - a) for a, b in pairwise(cuts) if b > a)
+
+
+def _taken(column: pa.ChunkedArray, ends: np.ndarray, rows: np.ndarray) -> pa.Array:
+    """The rows of a column in their order. Its own `take` would first copy all of it."""
+    order = np.argsort(rows, kind="stable")
+    which = np.searchsorted(ends, rows[order], "right")
+    parts = [
+        column.chunk(int(k)).take(pa.array(rows[own] - (ends[k - 1] if k else 0)))
+        for k, own in ((which[at[0]], order[at]) for at in np.split(np.arange(len(rows)), _changes(which)) if len(at))
+    ]
+    back = np.empty(len(rows), np.int64)
+    back[order] = np.arange(len(rows))
+    return pa.concat_arrays(parts).take(pa.array(back))
+
+
+def _changes(values: np.ndarray) -> np.ndarray:
+    return np.flatnonzero(np.diff(values)) + 1
+
+
 def scan(path: Path) -> tuple[RawTexts, pa.Table]:
     """The texts at a path, and all that is known of each row."""
-    raw = _plain(path) if table_kind(path) in PLAIN else from_table(read_table(path), str(path))
+    if table_kind(path) in PLAIN or not _is_table(path):
+        table = _textplain.read(path)
+        raw = RawTexts({"text": table.column("text")}, table, named=False)
+    else:
+        raw = from_table(read_table(path), str(path))
     return raw, raw.facts
 
 
+def _is_table(path: Path) -> bool:
+    """Whether the path is a table by its name, or a folder with Parquet files."""
+    return table_kind(path) in TABLES or (path.is_dir() and any(p for e in PARQUET for p in path.rglob(f"*{e}")))
+
+
 def claims(path: Path) -> bool:
-    """Plain text files, and tables with a column of free text."""
-    kind = table_kind(path)
-    if kind in PLAIN:
-        return path.is_file()
-    if kind not in TABLES and not (path.is_dir() and any(p for e in PARQUET for p in path.rglob(f"*{e}"))):
-        return False
+    """Plain text files and folders of them, and tables with a column of free text."""
+    if table_kind(path) in PLAIN and path.is_file():
+        return True
+    if not _is_table(path):
+        return path.is_dir() and any(table_kind(Path(parts[-1])) in PLAIN for parts in walk(path))
     try:
         return bool(text_columns(peek(path)))
     except UserError:
@@ -187,39 +254,3 @@ def text_columns(table: pa.Table) -> list[str]:
 
 def _is_number(kind: pa.DataType) -> bool:
     return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
-
-
-def _plain(path: Path) -> RawTexts:
-    """A plain text file: a line a row, or a paragraph a row; `id` is the number of a row's first line.
-
-    Rows are paragraphs where blank lines part blocks of which one has several lines at least, and no block has more
-    than 100 lines: a stray blank line in a list of sentences does not make it two paragraphs.
-    """
-    check_encoding(path)
-    try:
-        with opened(path) as file:
-            lines = file.read().decode("utf-8-sig").splitlines()
-    except (OSError, EOFError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from error
-    full = np.array([bool(line.strip()) for line in lines], bool)
-    if not full.any():
-        raise UserError(f"{path}: the file holds no text")
-    first = np.flatnonzero(full & ~np.concatenate([[False], full[:-1]]))
-    last = np.flatnonzero(full & ~np.concatenate([full[1:], [False]])) + 1
-    if len(first) < 2 or not 1 < (last - first).max() <= 100:
-        first = np.flatnonzero(full)
-        last = first + 1
-    column = pa.array(["\n".join(lines[a:b]) for a, b in zip(first, last, strict=True)], pa.large_string())
-    return RawTexts(
-        {"text": pa.chunked_array([column])}, pa.table({"id": (first + 1).astype(str), "text": column}), named=False
-    )
-
-
-def lengths_in_bytes(raw: RawTexts, name: str, index: np.ndarray) -> np.ndarray:
-    """The size (n,) of the texts `index` of a column in bytes, 0 where there is none."""
-    rows = index if raw.rows is None else raw.rows[index]
-    sizes = [
-        pc.fill_null(pc.binary_length(raw.columns[name].take(pa.array(rows[i : i + STEP]))), 0).to_numpy()
-        for i in range(0, len(rows), STEP)
-    ]
-    return np.concatenate([np.empty(0, np.int64), *sizes])

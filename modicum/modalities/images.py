@@ -17,8 +17,9 @@ from torch.nn import functional as F
 
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Batch, Embed, Input, Packed, Progress, Tokens, Unembed
-from modicum.modalities._files import TABLES, peek, table_kind
-from modicum.modalities._imagearrays import is_idx
+from modicum.modalities._files import PLAIN, TABLES, peek, table_kind
+from modicum.modalities._folders import walk
+from modicum.modalities._imagearrays import idx_sets, is_idx
 from modicum.modalities._imagefiles import EXTENSIONS, RawImages, _path_column, as_raw, scan
 from modicum.modalities._imagepack import Packed as PackedImages
 from modicum.modalities._imagepack import bytes_needed, pack, survey
@@ -176,10 +177,13 @@ class Images(Input):
 
     @classmethod
     def claims(cls, path: Path) -> bool:
-        """Folders (unless of Parquet files), image and array files, and tables with a column of image paths."""
+        """Folders (unless of Parquet or .txt files), image and array files, and tables with a column of image paths."""
         kind = table_kind(path)
         if path.is_dir():
-            return not any(path.rglob("*.parquet"))
+            if any(path.rglob("*.parquet")):
+                return False
+            found = {table_kind(Path(parts[-1])) for parts in walk(path)}
+            return bool(found & EXTENSIONS) or not found & {*PLAIN} or bool(idx_sets(path))
         if kind not in TABLES:
             return path.suffix.lower() in {*EXTENSIONS, ".npy", ".npz"} or is_idx(path)
         try:

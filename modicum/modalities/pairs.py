@@ -6,6 +6,7 @@ import base64
 import io
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +20,12 @@ from PIL import Image
 from scipy import sparse
 from torch import Generator, Tensor, nn
 
-from modicum.core.errors import UserError, unknown
+from modicum.core.errors import UserError, Warned, unknown
 from modicum.core.spec import names, part
 from modicum.core.types import Batch, Embed, Input, Packed, Progress, Source, Tokens, Unembed
 from modicum.modalities._files import TABLES, peek, row_hashes, table_kind
 from modicum.modalities._tableread import read_table
+from modicum.nn.encoder import filled
 from modicum.nn.pair import SIDES, half
 
 FACTS = ("id", "split", "group", "label", "class", "target", "y")
@@ -31,7 +33,10 @@ WANTED = "a table of pairs has columns left.NAME and right.NAME (or left_NAME an
 
 
 class Both(Embed):
-    """The tokens of the left side, then those of the right; the narrower ones are filled up with zeros."""
+    """The tokens of the left side, then those of the right; the narrower ones are filled up with zeros.
+
+    Ragged sides are padded to their length, so that both are at the same places in every batch.
+    """
 
     def __init__(self, left: Embed, right: Embed) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class Both(Embed):
         self.grid = (self.count + int(np.prod(right.grid)),)
 
     def forward(self, batch: Batch) -> Tokens:
-        sides = [self.left(half(batch, "left")), self.right(half(batch, "right"))]
+        sides = [filled(own(half(batch, side)), own.grid) for side, own in (("left", self.left), ("right", self.right))]
         if any(t.edges is not None for t in sides):
             raise UserError("graphs in pairs need an encoder for each side: pair(left=..., right=...)")
         x = torch.cat([nn.functional.pad(t.x, (0, self.dim - t.x.shape[2])) for t in sides], 1)
@@ -65,7 +70,9 @@ class Apart(Unembed):
     def loss(self, tokens: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
         left, right = self._sides(tokens)
         error = [self.left.loss(left, half(batch, "left")), self.right.loss(right, half(batch, "right"))]
-        return torch.cat(error, 1) if where is None else torch.cat(error, 1)[where]
+        # Of ragged sides there is none where no row of the batch has a token.
+        whole = [nn.functional.pad(e, (0, t.shape[1] - e.shape[1])) for e, t in zip(error, (left, right), strict=True)]
+        return torch.cat(whole, 1) if where is None else torch.cat(whole, 1)[where]
 
     def decode(self, tokens: Tensor) -> Batch:
         left, right = self._sides(tokens)
@@ -83,11 +90,16 @@ class SideViews:
 
 
 class Couples:
-    """Rows of two sources side by side: pair i is row `left[i]` of one and `right[i]` of the other."""
+    """Rows of two sources side by side: pair i is row `left[i]` of one and `right[i]` of the other.
+
+    Where sides are ragged, the length of a pair is that of its longer side.
+    """
 
     def __init__(self, sources: dict[str, Source], rows_of: dict[str, np.ndarray]) -> None:
         self.sources, self.rows_of = sources, rows_of
         self.size = len(rows_of["left"])
+        lengths = [s.lengths[rows_of[side]] for side, s in sources.items() if getattr(s, "lengths", None) is not None]  # type: ignore[attr-defined]
+        self.lengths = np.maximum.reduce(lengths) if lengths else None
 
     def rows(self, index: np.ndarray) -> Batch:
         return named({side: source.rows(self.rows_of[side][index]) for side, source in self.sources.items()})
@@ -193,14 +205,21 @@ class Pairs(Input):
         )
         if strange := [c for c in asked if c not in raw.column_names or not sided(c)]:
             raise unknown("column of a side", strange[0], filter(sided, raw.column_names))
-        made = {}
+        kinds, made = {}, {}
         for side in SIDES:
-            table = _side(raw, side)
+            with _about(side):
+                kinds[side] = _claimant(_side(raw, side).take(pa.array(index[:100])))
+        for key, value in options.items():
+            if not any(kind.takes(key) for kind in kinds.values()):
+                sides = " and ".join(kind.modality for kind in kinds.values())
+                raise UserError(f"--{key} {value}: neither side ({sides}) has a {key}")
+        for side, kind in kinds.items():
             left_out = ["id", *_own(dict.fromkeys(exclude), side)]
             with _about(side):
-                kind = _claimant(table.take(pa.array(index[:100])))
-                given, where = _distinct(kind, table)
-                own = {**options, "columns": _own(asked, side)} if asked else options
+                if (own_columns := _own(asked, side)) and not kind.takes("columns"):
+                    raise UserError(f"--columns {', '.join(own_columns)}: {kind.modality} have no columns")
+                given, where = _distinct(kind, _side(raw, side))
+                own = {**options, "columns": own_columns} if asked else options
                 made[side] = kind.infer(given, np.unique(where[index]), progress=progress, exclude=left_out, **own)
         return cls(**made)
 
@@ -218,6 +237,10 @@ class Pairs(Input):
             for row in np.flatnonzero(place[where] < 0).tolist():
                 bad.setdefault(row, (row, *why[where[row]]))
             sources[side], places[side], hashes[side] = packed.source, place[where], packed.hashes
+            if (windows := getattr(packed.source, "windows", None)) is not None:
+                long = int((np.diff(windows.starts) > 1)[place[where][place[where] >= 0]].sum())
+                words = f"the {side} side: {long:,} of {raw.num_rows:,} rows are longer than it takes; they are cut"
+                warnings.warn(words, Warned, stacklevel=2)
         keep = np.setdiff1d(np.arange(raw.num_rows), [*bad])
         rows = {side: place[keep] for side, place in places.items()}
         both = np.stack([hashes[side][rows[side]] for side in SIDES], 1)
@@ -309,8 +332,12 @@ def _beside(left: dict[str, str], right: dict[str, str]) -> dict[str, str]:
 
 
 def _joined(*thumbs: str) -> str:
-    """Two PNG data URIs as one picture, a gap between."""
+    """Two data URIs as one picture, a gap between: a PNG of PNGs, else an SVG."""
     start = "data:image/png;base64,"
+    if not all(t.startswith(start) for t in thumbs):
+        inside = "".join(f'<image href="{t}" x="{170 * k}" width="160" height="120"/>' for k, t in enumerate(thumbs))
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 330 120">{inside}</svg>'
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
     parts = [Image.open(io.BytesIO(base64.b64decode(t.removeprefix(start)))).convert("RGB") for t in thumbs]
     gap = max(1, parts[0].width // 16)
     whole = Image.new("RGB", (sum(p.width for p in parts) + gap, max(p.height for p in parts)), "white")

@@ -18,6 +18,9 @@ from modicum.modalities._tablecolumns import Knots, asked_kinds, find, in_words
 from modicum.modalities._tablepack import MISSING, Plan, pack
 from modicum.modalities._tableread import scan
 
+FARTHEST = 1e15
+"""Standard deviations from the mean beyond which numbers are taken as that far."""
+
 
 class Scaling(nn.Module):
     """Numeric columns (b, n) to mean 0 and standard deviation 1 in the training rows, NaN where missing, and back.
@@ -45,7 +48,8 @@ class Scaling(nn.Module):
 
     def forward(self, numeric: Tensor) -> Tensor:
         x = (numeric - self.mean) / self.std
-        return (bend(x, self.at, self.score) if len(self.at) else x).float()
+        # A stray cell of new data may not overflow float32 and make the whole row's prediction NaN.
+        return (bend(x, self.at, self.score) if len(self.at) else x).clamp(-FARTHEST, FARTHEST).float()
 
     def back(self, scaled: Tensor) -> Tensor:
         x = bend(scaled.double(), self.score, self.at) if len(self.at) else scaled

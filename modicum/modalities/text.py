@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +13,18 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from modicum.core.errors import UserError, Warned, unknown
+from modicum.core.errors import UserError, unknown
 from modicum.core.types import Batch, Choose, Embed, Input, Packed, Progress, Tokens, Unembed
 from modicum.modalities import _textfiles
 from modicum.modalities._textfiles import RawTexts
-from modicum.modalities._texttokens import Sentences, longest, pack, read_tokenizer, special, tokenizer_of, train
+from modicum.modalities._texttokens import (
+    longest,
+    pack,
+    read_tokenizer,
+    special,
+    tokenizer_for,
+    tokenizer_of,
+)
 
 MOST = 256
 """Tokens of a text that are read where nothing else is asked."""
@@ -109,8 +115,10 @@ class Shorten:
         best = torch.where(word, score, -1).argmax(1, keepdim=True)
         spared = torch.zeros_like(word).scatter(1, best, ~kept.any(1, keepdim=True)) & word
         kept = kept | spared | (mask & ~word)
-        # What stays moves together, so that padding stays at the end.
+        # What stays moves together, so that padding stays at the end, and no more of it than the longest row leaves.
         place = (~kept).long().argsort(dim=1, stable=True)
+        longest = max(1, int(kept.sum(1).max()))
+        place = place[:, :longest]
         mask = kept.gather(1, place)
         return {**batch, "ids": ids.gather(1, place) * mask, "mask": mask}
 
@@ -119,7 +127,9 @@ class Shorten:
 class Text(Input):
     """Texts as at most `length` tokens of `tokenizer` (the content of a tokenizer.json), with vectors of `width`.
 
-    `column` is the column of a table that holds them; None takes the likeliest. Longer texts are cut, with a warning.
+    `column` is the column of a table that holds them; None takes the likeliest. Longer texts are read in windows of
+    `length` tokens, special ones around each: training sees every window, and the features of a text are the mean of
+    its windows' features weighted by their tokens.
     """
 
     modality = "text"
@@ -192,30 +202,33 @@ class Text(Input):
         progress: Progress | None = None,
         exclude: Sequence[str] = (),
         size: int | None = None,
+        tokenizer: str | Path = "bpe",
         vocabulary: int | None = None,
         width: int = 128,
         **_: Any,
     ) -> Text:
-        """A tokenizer trained on the rows `index`, and their longest length, at most 256; `size` is another length."""
+        """A tokenizer trained on the rows `index`, and their longest length, at most 256; `size` is another length.
+
+        `tokenizer`: bpe or wordpiece is trained, or a tokenizer.json (its path, folder or content) is used as it is.
+        """
         column = raw.choose(None, exclude)
-        tokenizer = train(raw, column, index, vocabulary)
-        length = size or min(MOST, max(4, longest(tokenizer, raw, column, index)))
+        tokenizer = tokenizer_for(raw, column, index, tokenizer, vocabulary)
+        length = size or min(MOST, max(4, longest(tokenizer, raw, column, index, MOST)))
         return cls(tokenizer, length, width, column if raw.named else None)
 
     def pack(self, raw: RawTexts, *, skip_bad: bool = False, progress: Progress | None = None) -> Packed:
         column = raw.choose(self.column)
         made = pack(raw, column, self.tokenizer, self.length, progress)
-        keep = np.flatnonzero(made.lengths)
-        bad = [(int(row), raw.place(int(row)), "the text is empty") for row in np.flatnonzero(made.lengths == 0)]
-        if len(bad) == len(raw):
+        if not len(made.keep):
             raise UserError(f"none of the {len(raw)} rows holds text in column '{column}'")
+        bad = []
+        if len(made.keep) < len(raw):
+            empty = np.setdiff1d(np.arange(len(raw)), made.keep)
+            bad = [(int(row), raw.place(int(row)), "the text is empty") for row in empty]
         if bad and not skip_bad:
             named = ", ".join(place for _, place, _ in bad[:10]) + (", ..." if len(bad) > 10 else "")
             raise UserError(f"{len(bad)} of {len(raw)} texts are empty ({named}): use --skip-bad to go on without them")
-        if made.cut:
-            words = f"{made.cut:,} of {len(raw):,} texts have more than {self.length} tokens and are cut to that"
-            warnings.warn(words, Warned, stacklevel=2)
-        return Packed(Sentences(made.ids, made.lengths[keep]), keep, bad, raw.hashes(column)[keep])
+        return Packed(made.source(), made.keep, bad, made.hashes)
 
     def prompt(self, text: str | None, n: int) -> Batch | None:
         """`n` rows of <bos>, where texts have one, and the tokens of `text`."""

@@ -107,7 +107,8 @@ class Encoder(Tower):
     """A raw batch -> `Features`: the input's embed, a trunk, and pooling over tokens.
 
     `input` is an Input (what the encoder takes), `trunk` a Trunk built for the embed's dim and grid. `pool`: "own" is
-    the trunk's own summary, or the mean where it makes none; "mean", "max", or "attention" (a learned query).
+    the trunk's own summary, or where it makes none the mean (the first token of rows that are about it); "mean",
+    "max", or "attention" (a learned query).
     """
 
     def __init__(self, input: Input, trunk: Trunk, pool: str = "own") -> None:
@@ -204,6 +205,8 @@ class Encoder(Tower):
         if self.pool == "max":
             x = out.x if out.mask is None else out.x.masked_fill(~out.mask.unsqueeze(-1), -math.inf)
             return x.amax(1)
+        if self.pool == "own" and out.pooled is None and self.embed.first:
+            return out.x[:, 0]
         return pool(out.x, out.mask) if out.pooled is None or self.pool == "mean" else out.pooled
 
     def require(self, capability: str) -> None:

@@ -59,7 +59,7 @@ class Autoencoder(Objective):
         """The rebuilt batch in raw units, and the mean error of every row (b,)."""
         tokens, real = self._decode(self.encoder(batch)), self._real(batch)
         error = self.unembed.loss(tokens, batch)
-        return self.unembed.decode(tokens), error.mean(1) if real is None else error.sum(1) / real.sum(1)
+        return {**batch, **self.unembed.decode(tokens)}, error.mean(1) if real is None else error.sum(1) / real.sum(1)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

@@ -22,8 +22,8 @@ class Masked(Objective):
 
     Where the trunk can run on the visible tokens alone (`keep`) and rows are not ragged, it does, and a transformer of
     `depth` blocks, half as wide, rebuilds the hidden ones, as in MAE. Elsewhere hidden tokens are replaced: by one
-    learned vector (a text's own mask token), but a share `swap` of them by other tokens of the batch and a share `same`
-    not at all (BERT: ratio=.15, swap=.1, same=.1), and every token is predicted from its own place.
+    learned vector (a text's own mask token), but a share `swap` of them by other real tokens of the batch and a share
+    `same` not at all (BERT: ratio=.15, swap=.1, same=.1), and every token is predicted from its own place.
     """
 
     def __init__(
@@ -82,8 +82,17 @@ class Masked(Objective):
         if self.swap or self.same:
             fine = (len(first), math.prod(self.encoder.embed.grid)) if mask is None else shape
             out["fate"] = torch.rand(fine, generator=rng, device=first.device)
-            out["donor"] = torch.randint(math.prod(fine), fine, generator=rng, device=first.device)
+            out["donor"] = self._donors(fine, mask, rng, first.device)
         return out
+
+    @staticmethod
+    def _donors(shape: tuple[int, int], mask: Tensor | None, rng: Generator, device: torch.device) -> Tensor:
+        """For each place (b, t) a token of the batch, by its number among b*t: a real one, never padding."""
+        if mask is None:
+            return torch.randint(math.prod(shape), shape, generator=rng, device=device)
+        real = mask.flatten().cumsum(0)
+        one = (torch.rand(shape, generator=rng, device=device) * real[-1]).long()
+        return torch.searchsorted(real, torch.minimum(one, real[-1] - 1), right=True)
 
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         hide = corrupted["hide"]

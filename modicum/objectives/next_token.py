@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
-from modicum.core.types import Batch, Choose, Corrupted, Objective, Tokens
+from modicum.core.types import Batch, Choose, Corrupted, Objective, Tokens, Unembed
 from modicum.maths.losses import spread
 from modicum.nn.encoder import Encoder
 
@@ -57,12 +57,22 @@ class NextToken(Objective):
             where = where.index_fill(1, torch.zeros(1, dtype=torch.long, device=x.device), False)
         return self.unembed.loss(out, batch, where).mean(), spread(seen.pooled[:128])
 
+    def note(self) -> str:
+        if type(self.unembed).draw is not Unembed.draw:
+            return ""
+        kind = self.encoder.input.modality
+        return (
+            f"next_token learns features of {kind}, but predicts their values: generate cannot draw any from this run"
+        )
+
     @torch.no_grad()
     def sample(self, n: int, choose: Choose, prompt: Batch | None = None, length: int | None = None) -> Batch:
         """`n` new rows, or one for each row of `prompt`, of at most `length` tokens; in raw units.
 
         The state of the tokens before is kept (a transformer's keys and values), so that each new one is one step.
         """
+        if note := self.note():
+            raise UserError(note)
         embed, trunk = self.encoder.embed, self.encoder.trunk
         batch, state, device = prompt, None, next(self.parameters()).device
         most = length or math.prod(embed.grid)

@@ -19,7 +19,9 @@ class Supervised(Objective):
     """A linear head of `outputs` on an encoder: task "classes" (logits) or "numbers" (outputs·scale + shift).
 
     The batch holds `target` (b,) long or float. `views`: options of the modality's views; None trains on the rows as
-    they are. Predicted numbers stay within `low` and `high`. Class targets are smoothed by `smoothing`.
+    they are. Predicted numbers stay within `low` and `high`. Class targets are smoothed by `smoothing`. Numbers of
+    several tasks, `target` (b, outputs) with NaN where missing, have a shift, scale, low and high each; the loss is the
+    mean over what is known.
     """
 
     def __init__(
@@ -28,11 +30,11 @@ class Supervised(Objective):
         outputs: int = 2,
         task: str = "classes",
         smoothing: float = 0.0,
-        shift: float = 0.0,
-        scale: float = 1.0,
+        shift: float | tuple[float, ...] = 0.0,
+        scale: float | tuple[float, ...] = 1.0,
         views: dict[str, Any] | None = None,
-        low: float | None = None,
-        high: float | None = None,
+        low: float | tuple[float, ...] | None = None,
+        high: float | tuple[float, ...] | None = None,
     ) -> None:
         super().__init__()
         if task not in ("classes", "numbers"):
@@ -64,15 +66,27 @@ class Supervised(Objective):
         if self.task == "classes":
             loss = F.cross_entropy(out, target, label_smoothing=self.smoothing)
             return loss, {**spread(pooled[:128]), "accuracy": (out.detach().argmax(1) == target).float().mean()}
+        if self.outputs > 1:
+            true = (target - out.new_tensor(self.shift)) / out.new_tensor(self.scale)
+            known = ~true.isnan()
+            loss = (out - true.nan_to_num()).square().mul(known).sum() / known.sum().clamp(min=1)
+            return loss, spread(pooled[:128])
         return F.mse_loss(out.squeeze(1), (target - self.shift) / self.scale), spread(pooled[:128])
 
     def predict(self, batch: Batch) -> Tensor:
-        """Probabilities (b, outputs) of the classes, or numbers (b,) in the target's own units."""
-        out = self.head(self.encoder(batch).pooled)
+        """Probabilities (b, outputs) of the classes, or numbers (b,), of tasks (b, outputs), in the targets' units."""
+        return self.decide(self.encoder(batch).pooled)
+
+    def decide(self, pooled: Tensor) -> Tensor:
+        """`predict`, of pooled features (b, d)."""
+        out = self.head(pooled)
+        if self.task == "numbers" and self.outputs > 1:
+            return self._bounded(out * out.new_tensor(self.scale) + out.new_tensor(self.shift))
         return out.softmax(1) if self.task == "classes" else self._bounded(out.squeeze(1) * self.scale + self.shift)
 
     def _bounded(self, numbers: Tensor) -> Tensor:
-        return numbers if self.low is None and self.high is None else numbers.clamp(self.low, self.high)
+        low, high = (numbers.new_tensor(b) if isinstance(b, tuple) else b for b in (self.low, self.high))
+        return numbers if low is None and high is None else numbers.clamp(low, high)  # type: ignore[arg-type]
 
     def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}

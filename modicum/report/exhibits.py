@@ -14,7 +14,7 @@ from modicum.core import seeds
 from modicum.core.types import Objective, Source
 from modicum.datasets.data import Labels
 from modicum.probes import neighbours
-from modicum.training.apply import batches_of, embed, evaluating, over
+from modicum.training.apply import batches_of, embed, evaluating, predict
 
 POINTS = 1000
 QUERIES, NEAREST, MISTAKES, REBUILT = 8, 8, 24, 12
@@ -34,7 +34,7 @@ def exhibits(
     Predictions are shown where the objective predicts, reconstructions where it reconstructs.
     """
     rng = seeds.numpy(seed, "exhibits")
-    rows = np.sort(rng.choice(rows, min(POINTS, len(rows)), replace=False))
+    rows = np.sort(rng.choice(rows, min(POINTS, len(rows)), replace=False)).astype(np.int64)
     ids = named(rows)
     encoder = next(iter(objective.encoders().values()))
     features = embed(encoder, source, rows)
@@ -52,9 +52,8 @@ def exhibits(
         asked = rng.choice(len(rows), min(QUERIES, len(rows)), replace=False)
         found = neighbours(features, asked, NEAREST)
         out["neighbours"] = [{"query": int(q), "found": f.tolist()} for q, f in zip(asked, found, strict=True)]
-    predict = getattr(objective, "predict", None)
-    if predict is not None and labels is not None:
-        out["mistakes"] = _predicted(points, over(objective, predict, source, rows), labels, rows)
+    if hasattr(objective, "predict") and labels is not None:
+        out["mistakes"] = _predicted(points, predict(objective, source, rows), labels, rows)
     if hasattr(objective, "reconstruct"):
         out["reconstructions"] = rebuilt(objective, source, rows[:REBUILT], ids[:REBUILT])
     return out
@@ -64,16 +63,24 @@ def words(labels: Labels, row: int) -> str | None:
     """A row's label in words; None where it has none."""
     value = labels.values[row]
     if labels.kind == "numbers":
-        return None if np.isnan(value) else f"{value:.4g}"
+        return _number(value) or None
     return labels.classes[value] if value >= 0 else None
+
+
+def _number(value: Any) -> str:
+    """A number in words, or those known of several tasks; "" where none is."""
+    return (
+        ", ".join("?" if np.isnan(v) else f"{v:.4g}" for v in np.atleast_1d(value)) if not np.isnan(value).all() else ""
+    )
 
 
 def flat_map(features: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     """Two coordinates for every row (n, 2), and the method's name: t-SNE of up to 50 principal components."""
     n, d = features.shape
-    if n < 30 or d < 3:
+    varied = bool(np.ptp(features, axis=0).any())
+    if n < 30 or d < 3 or not varied:
         padded = np.pad(features, ((0, 0), (0, max(0, 2 - d))))
-        return (PCA(2).fit_transform(padded), "PCA") if n > 2 else (padded[:, :2], "the first two features")
+        return (PCA(2).fit_transform(padded), "PCA") if n > 2 and varied else (padded[:, :2], "the first two features")
     reduced = PCA(min(50, n, d), random_state=seed).fit_transform(features.astype(np.float64))
     place = TSNE(perplexity=min(30, (n - 1) / 3), init="pca", random_state=seed, max_iter=500).fit_transform(reduced)
     return place, "t-SNE"
@@ -83,8 +90,10 @@ def _predicted(points: list[dict[str, Any]], out: np.ndarray, labels: Labels, ro
     """Write predictions into the points; the most confident mistakes first."""
     if labels.kind == "numbers":
         for point, value in zip(points, out, strict=True):
-            point["predicted"] = f"{value:.4g}"
+            point["predicted"] = _number(value)
         error = np.abs(out - labels.values[rows])
+        if labels.tasks:
+            error = np.nan_to_num(error / np.nanstd(labels.values, axis=0).clip(1e-12)).max(1)
         return [int(i) for i in np.argsort(-np.nan_to_num(error))[:MISTAKES]]
     best, confidence = out.argmax(1), out.max(1)
     for point, k, c in zip(points, best, confidence, strict=True):

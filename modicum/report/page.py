@@ -26,7 +26,7 @@ from . import charts, wording
 from .wording import finite
 
 FORMAT = 1
-PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp);base64,[A-Za-z0-9+/=]+")
+PICTURE = re.compile(r"data:image/(png|jpeg|gif|webp|svg\+xml);base64,[A-Za-z0-9+/=]+")
 CURVES = {  # metric: its title and what it means to a newcomer; those a run does not log are absent
     "loss": ("Loss", "What training makes smaller. It should fall, then level out."),
     "accuracy": ("Training accuracy", "Share of the current mini-batch that is answered right."),

@@ -34,7 +34,7 @@ class Rows:
 
 def special_columns(data: Data, *named: str | None) -> list[str]:
     """Columns that are not features: id, split, the label and what else was named."""
-    given = [n.partition(":")[0] for n in named if n]
+    given = [c for n in named[:1] if n for c in data.label_columns(n)] + [n.partition(":")[0] for n in named[1:] if n]
     label = [] if named and named[0] else [n for n in LABELS if n in data.table.column_names][:1]
     return [n for n in dict.fromkeys([*given, *label, "id", "split"]) if n in data.table.column_names]
 
@@ -43,6 +43,23 @@ def codes(data: Data, column: str | None) -> np.ndarray | None:
     """A group column as text; None where none is named."""
     found = data.column(column, what="group column") if column else None
     return None if found is None else np.array([str(v) for v in found.to_pylist()])
+
+
+def together(data: Data, labels: Labels | None, column: str | None, free: bool = True) -> tuple[np.ndarray | None, str]:
+    """The groups whose rows stay on one side of a split, and the column's name: the one asked for, else the modality's.
+
+    The latter (molecules: their scaffold) only where nothing fixes the test rows (`free`) and the rows can be divided.
+    """
+    own = data.modality.group
+    if column is not None or not free or labels is None or own not in data.table.column_names:
+        return codes(data, column), column or ""
+    groups = codes(data, own)
+    if why := unfit(labels, np.flatnonzero(labels.known), groups):
+        if labels.known.any():
+            words = f"rows are divided at random and not by {own}, because {why}"
+            warnings.warn(words, Warned, stacklevel=3)
+        return None, ""
+    return groups, str(own)
 
 
 def marked(data: Data, column: str | None) -> splits.Split | None:
@@ -71,8 +88,10 @@ def for_pretraining(
     With `test` (rows elsewhere) or `transductive` all rows are used; so are they where no row is labelled.
     """
     special = special_columns(data, label, group, split)
-    labels, groups, by_column = data.labels(label), codes(data, group), marked(data, split)
-    every, none = np.arange(len(data)), np.empty(0, int)
+    labels, by_column = data.labels(label), marked(data, split)
+    groups, by = together(data, labels, group, free=not transductive and by_column is None and test is None)
+    # Half the memory where rows are many.
+    every, none = np.arange(len(data), dtype=np.int32 if len(data) < 1 << 31 else np.int64), np.empty(0, int)
     if transductive:
         rows = Rows(every, none, special, "transductive: test rows are among them, without labels")
     elif by_column is not None:
@@ -84,6 +103,8 @@ def for_pretraining(
         rows = Rows(every, none, special, "all rows")
     else:
         rows = _held_out(labels, groups, special, seed)
+        if by and len(rows.test):
+            rows = replace(rows, note=f"{rows.note}, whole groups of '{by}'")
     if limit is not None and limit < len(rows.train):
         few = np.sort(seeds.numpy(seed, "limit").choice(rows.train, limit, replace=False))
         rows = replace(rows, train=few, note=f"{rows.note}; {limit:,} of {len(rows.train):,} drawn")
@@ -108,7 +129,7 @@ def _held_out(labels: Labels, groups: np.ndarray | None, special: list[str], see
     if why := unfit(labels, known, groups):
         note = f"all rows: none can be held out for testing, because {why}"
         return Rows(np.arange(len(labels.values)), np.empty(0, int), special, note)
-    part = splits.hold_out(labels.values, groups, fraction=HOLD_OUT, seed=seed, kind=labels.kind)
+    part = splits.hold_out(labels.level, groups, fraction=HOLD_OUT, seed=seed, kind=labels.kind)
     return Rows(part.train, part.test, special, f"{len(part.test):,} labelled rows held out for testing")
 
 
@@ -162,7 +183,7 @@ def for_measuring(
     """
     if ask.per_class and labels.kind == "numbers":
         raise UserError("--labels-per-class is for classes; this label is a number: use --labels N")
-    groups = codes(data, ask.group)
+    groups, by = together(data, labels, ask.group, free=fixed is None)
     known = np.flatnonzero(labels.known)
     if len(known) == 0:
         raise UserError(f"{data.name}: the label column is empty in every row; finetune needs labels")
@@ -186,7 +207,9 @@ def for_measuring(
         if len(new) <= len(known) / 2:
             fixed, where = splits.Split(known[old[known]], new, np.empty(0, int)), "the rows held out in pre-training"
     if fixed is None:
-        return _splits(data, labels, groups, old, ask, suffix)
+        return _splits(
+            data, labels, groups, old, ask, f" No group of '{by}' is on both sides.{suffix}" if by else suffix
+        )
     test = _unseen(np.intersect1d(fixed.test, known), old, ask)
     pool = _apart(np.intersect1d(fixed.train, known), test, hashes, groups)
     if not len(test) or not len(pool):
@@ -235,7 +258,7 @@ def _splits(data: Data, labels: Labels, groups: np.ndarray | None, old: np.ndarr
     repeats = []
     for s in range(ask.repeats):
         seed = seeds.fold(ask.seed, "split", s) % 2**31
-        test = new[splits.hold_out(labels.values[new], own, fraction=HOLD_OUT, seed=seed, kind=labels.kind).test]
+        test = new[splits.hold_out(labels.level[new], own, fraction=HOLD_OUT, seed=seed, kind=labels.kind).test]
         pool = np.setdiff1d(known, test)
         side = np.setdiff1d(np.arange(len(labels.values)), new if groups is None else test)
         side = np.union1d(side, pool)
@@ -262,7 +285,7 @@ def _repeat(
         _suffice(labels, pool, ask.per_class)
     if ask.per_class or ask.total:
         given = splits.few(
-            labels.values, per_class=ask.per_class, total=ask.total, kind=labels.kind, seed=seed, among=pool
+            labels.level, per_class=ask.per_class, total=ask.total, kind=labels.kind, seed=seed, among=pool
         )
     return Repeat(seed, given, choose(labels, groups, given, seed), test, pool, np.setdiff1d(side, given))
 
@@ -284,10 +307,10 @@ def choose(labels: Labels, groups: np.ndarray | None, given: np.ndarray, seed: i
 
     Too few is: no class with two rows, fewer than five rows of numbers, one group.
     """
-    values = labels.values[given]
+    values = labels.level[given]
     own = None if groups is None else groups[given]
     few = np.bincount(values).max() < 2 if labels.kind == "classes" else len(given) < 5
     if few or (own is not None and len(np.unique(own)) < 2):
         return given, given[:0]
-    fit, held = splits.validation(labels.values[given], own, kind=labels.kind, seed=seed)
+    fit, held = splits.validation(values, own, kind=labels.kind, seed=seed)
     return given[fit], given[held]

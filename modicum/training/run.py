@@ -26,6 +26,7 @@ from modicum.core.atomic import atomic_path, atomic_write
 from modicum.core.errors import UserError, Warned
 from modicum.core.tensors import load_tensors as load_tensors
 from modicum.core.version import VERSION
+from modicum.training.hashes import write_hashes
 
 FORMAT = 1
 SEPARATOR = "|"
@@ -55,13 +56,15 @@ def saving(path: Path, then: str = "") -> Iterator[None]:
 def check_place(path: str | Path, *, force: bool = False, keep: Iterable[str | Path] = ()) -> None:
     """Refuse a place for a new run that holds something: anything without `force`, all but an older run with it.
 
+    What `abandoned` tells is nothing to keep.
+
     `keep` are the paths that the new run is made from: a folder that holds one of them is never replaced.
     """
     path = Path(path)
     base = next(p for p in (path, *path.parents, Path()) if p.exists())
     if not base.is_dir() and base != path:
         raise UserError(f"{path} cannot be made: {base} is a file; choose another --out")
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if not path.exists() or (path.is_dir() and (abandoned(path) or not any(path.iterdir()))):
         return
     if not force:
         raise UserError(f"{path} exists: choose another --out, or --force to replace it")
@@ -70,6 +73,31 @@ def check_place(path: str | Path, *, force: bool = False, keep: Iterable[str | P
     for kept in keep:
         if Path(kept).resolve().is_relative_to(path.resolve()):
             raise UserError(f"{path} holds {kept}, which the new run is made from: choose another --out")
+
+
+def abandoned(path: Path) -> bool:
+    """Whether a folder is a finetune that was stopped before it had results: it holds its spec.json and nothing else.
+
+    One that a process of this machine still works on, or one of another machine may, is not.
+    """
+    if not all(p.name == "spec.json" or p.name.startswith(".tmp-") for p in path.iterdir()):
+        return False
+    try:
+        spec = Run.open(path).spec
+    except UserError:
+        return False
+    return spec["verb"] == "finetune" and _gone(spec.get("process"))
+
+
+def _gone(process: Any) -> bool:
+    """Whether a process ([machine, number]) is known to have ended; this one is not at work on a run it is to make."""
+    if not isinstance(process, list) or process[0] != platform.node() or os.name == "nt":
+        return False
+    try:
+        os.kill(process[1], 0)
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)
+    return bool(process[1] == os.getpid())
 
 
 class Run:
@@ -87,8 +115,9 @@ class Run:
             if path.exists():
                 shutil.rmtree(path)
             path.mkdir(parents=True)
+        process = [platform.node(), os.getpid()]
         created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        run = cls(path, {"format": FORMAT, **environment(), "created": created, **spec})
+        run = cls(path, {"format": FORMAT, **environment(), "created": created, "process": process, **spec})
         run.save_spec()
         return run
 
@@ -154,7 +183,8 @@ class Run:
         """Write the module's tensors to model.safetensors and each array to its own file."""
         save_tensors(self.path / "model.safetensors", dict(module.state_dict()))
         for name, array in arrays.items():
-            save_tensors(self.path / f"{name}.safetensors", {name: torch.from_numpy(array)})
+            with saving(self.path):
+                write_hashes(self.path / f"{name}.safetensors", name, array)
 
     def load_model(self, module: nn.Module) -> None:
         """Fill the module from model.safetensors, strictly."""

@@ -22,7 +22,7 @@ from modicum.core.types import Source
 from modicum.nn.encoder import Tower
 from modicum.nn.lora import adapted, lora, plain, updates
 from modicum.objectives.supervised import Supervised, fold_scaling
-from modicum.training.apply import embed, over
+from modicum.training.apply import embed, predict
 from modicum.training.batches import Batches
 from modicum.training.fit import fit
 from modicum.training.optim import adamw, cosine, groups
@@ -51,6 +51,8 @@ METHODS = {
 @dataclass(frozen=True)
 class Task:
     """Targets (n,) of a source's rows, of `kind` "classes" (`outputs` of them) or "numbers", and how to train.
+
+    Numbers of several tasks are (n, outputs), NaN where missing.
 
     `free` are rows that may be learned from without their labels.
     """
@@ -121,9 +123,11 @@ def train(encoder: Tower, method: str, task: Task, rows: np.ndarray, choose: tup
 
 def mistake(objective: Supervised, task: Task, rows: np.ndarray) -> float:
     """What is minimised on validation rows: the Brier score of the probabilities, or the squared error."""
-    out = over(objective, objective.predict, task.source, rows)
+    out = predict(objective, task.source, rows)
     if task.kind == "classes":
         return float(((out - np.eye(task.outputs)[task.target[rows]]) ** 2).sum(1).mean())
+    if task.outputs > 1:
+        return float(np.nanmean(((out - task.target[rows]) / np.array(objective.scale)) ** 2))
     return float(((out - task.target[rows]) ** 2).mean())
 
 
@@ -161,20 +165,35 @@ def _adapt(objective: Supervised, task: Task, rows: np.ndarray, rate: float, ran
 def _untrained(encoder: Tower, method: str, task: Task, rows: np.ndarray) -> Supervised:
     """The encoder (new weights for scratch) under a head of zeros that starts from the mean."""
     tower = fresh(encoder, task.seed) if method == "scratch" else copy.deepcopy(encoder)
-    numbers = task.kind == "numbers"
-    shift, scale = (float(task.target[rows].mean()), float(task.target[rows].std()) or 1.0) if numbers else (0.0, 1.0)
+    shift, scale = (0.0, 1.0) if task.kind == "classes" else moments(task.target[rows])
     with seeds.forked(task.seed, "head"):
         return Supervised(tower, task.outputs, task.kind, 0.0, shift, scale, task.views, *reach(task, rows)).to(
             task.device
         )
 
 
-def reach(task: Task, rows: np.ndarray) -> tuple[float | None, float | None]:
-    """The given targets' range and a quarter of it on both sides: few labels say nothing of what lies further off."""
-    if task.kind == "classes":
-        return None, None
-    low, high = float(task.target[rows].min()), float(task.target[rows].max())
-    return low - (high - low) / 4, high + (high - low) / 4
+def moments(target: np.ndarray) -> tuple[Any, Any]:
+    """Mean and standard deviation of targets (n,), or of those known of each of several tasks (n, k) as tuples."""
+    if target.ndim == 1:
+        return (float(target.mean()), float(target.std()) or 1.0) if len(target) else (0.0, 1.0)
+    both = [moments(own[~np.isnan(own)]) for own in target.T]
+    return tuple(mean for mean, _ in both), tuple(std for _, std in both)
+
+
+def reach(task: Task, rows: np.ndarray) -> tuple[Any, Any]:
+    """The given targets' range and a quarter of it on both sides: few labels say nothing of what lies further off.
+
+    (low, high), numbers or tuples of several tasks; of classes None.
+    """
+    return (None, None) if task.kind == "classes" else _around(task.target[rows])
+
+
+def _around(target: np.ndarray) -> tuple[Any, Any]:
+    if target.ndim == 1:
+        low, high = (float(target.min()), float(target.max())) if len(target) else (0.0, 0.0)
+        return low - (high - low) / 4, high + (high - low) / 4
+    both = [_around(own[~np.isnan(own)]) for own in target.T]
+    return tuple(low for low, _ in both), tuple(high for _, high in both)
 
 
 def _propagator(encoder: Tower, task: Task, given: np.ndarray) -> Callable[[np.ndarray, float], Supervised]:
@@ -245,6 +264,13 @@ def linear_head(objective: Supervised, task: Task, rows: np.ndarray, penalty: fl
     y = task.target[rows]
     if task.kind == "classes":
         weight, bias = logistic(x, y, task.outputs, penalty)
+    elif task.outputs > 1:
+        y = (y - np.array(objective.shift)) / np.array(objective.scale)
+        weight, bias = np.zeros((task.outputs, x.shape[1])), np.zeros(task.outputs)
+        for k, own in enumerate(y.T):
+            if (known := ~np.isnan(own)).any():
+                ridge = Ridge(alpha=1 / penalty).fit(x[known], own[known])
+                weight[k], bias[k] = ridge.coef_, ridge.intercept_
     else:
         ridge = Ridge(alpha=1 / penalty).fit(x, (y - objective.shift) / objective.scale)
         weight, bias = ridge.coef_[None], np.atleast_1d(ridge.intercept_)
@@ -289,10 +315,14 @@ def predictions(
     """Predictions for rows, and each row's scores, of which the first decides.
 
     accuracy: 1 where right. R2: 1 - squared error / variance (its mean is R²); MAE: the error in the target's units.
+    Of several tasks: the mean R2 of those known of a row, by the variance among all known labels of a task (of 0 and 1
+    that is the Brier skill score).
     """
     out = predict(rows)
     true = task.target[rows]
     if task.kind == "classes":
         return out, {"accuracy": (out.argmax(1) == true).astype(np.float64)}
     error = np.abs(out - true)
+    if task.outputs > 1:
+        return out, {"R2": np.nanmean(1 - error**2 / np.nanvar(task.target, axis=0).clip(1e-12), axis=1)}
     return out, {"R2": 1 - error**2 / max(float(true.var()), 1e-12), "MAE": error}

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-import inspect
 import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -68,16 +68,15 @@ def check_input(input: Input, data: Data, given: Mapping[str, Any], what: str, w
     for key, value in given.items():
         own = getattr(input, key, None)
         if value is not None and value != own:
-            raise UserError(f"--{key} {value}: the {key} is {whose}, {own() if callable(own) else own or 'none'}")
+            is_own = str(own() if callable(own) else own or "none")
+            raise UserError(f"--{key} {value}: the {key} is {whose}" + (f", {is_own}" if len(is_own) < 200 else ""))
 
 
 def infer(data: Data, index: np.ndarray, exclude: Sequence[str], **given: Any) -> Input:
     """The input that fits rows `index` of the data, under the user's options (size, columns) where they are given."""
     asked = {key: value for key, value in given.items() if value is not None}
-    takes = inspect.signature(data.modality.infer).parameters.values()
     for key, value in asked.items():
-        # What is called `_` is not looked at; a modality that hands options on to others calls them by another name.
-        if not any(p.name == key or (p.kind is p.VAR_KEYWORD and p.name != "_") for p in takes):
+        if not data.modality.takes(key):
             raise UserError(f"--{key} {value}: {data.name} holds {data.modality.modality}, which have no {key}")
     return data.modality.infer(data.raw, index, exclude=exclude, progress=packing(data), **asked)
 
@@ -115,6 +114,12 @@ def bar(total: int, words: str, unit: str) -> Iterator[Bar]:
         yield Bar(p, total, words, unit)
 
 
+def spare() -> None:
+    """Give freed memory back to the system, where the allocator (glibc's) keeps it: much is freed before training."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def in_minutes(seconds: float) -> str:
     """A duration in words."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.1f} minutes"
@@ -135,12 +140,20 @@ def packing(data: Data) -> Callable[[int, int, str], None]:
     return tell
 
 
-def pack(input: Input, data: Data, skip_bad: bool) -> tuple[Packed, Data]:
-    """The packed rows, and the data without those that were skipped as bad."""
+def pack(input: Input, data: Data, skip_bad: bool, listed: str = "the report") -> tuple[Packed, Data]:
+    """The packed rows, and the data without those that were skipped as bad; `listed` is where a reader finds these."""
     packed = input.pack(data.raw, skip_bad=skip_bad, progress=packing(data))
+    if (windows := getattr(packed.source, "windows", None)) is not None:
+        starts, step = windows.starts, 1 << 20  # rows at a time: there may be many
+        long = sum(int((np.diff(starts[i : i + step + 1]) > 1).sum()) for i in range(0, len(starts) - 1, step))
+        say(
+            f"{long:,} of {packed.source.size:,} rows are longer than the encoder takes: "
+            f"the rows are read as {windows.parts.size:,} windows"
+        )
     if packed.bad:
         names = ", ".join(f"{path} ({why})" for _, path, why in packed.bad[:5])
-        warnings.warn(f"skipped {len(packed.bad)} bad row(s) of {data.name}: {names}", Warned, stacklevel=2)
+        more = f", and {len(packed.bad) - 5:,} more, all listed in {listed}" if len(packed.bad) > 5 else ""
+        warnings.warn(f"skipped {len(packed.bad):,} bad row(s) of {data.name}: {names}{more}", Warned, stacklevel=2)
         data = data.take(packed.keep)
     return packed, data
 
@@ -157,7 +170,7 @@ def card(data: Data, labels: Labels | None, packed: Packed, input: Input, **more
 
 def digest(hashes: np.ndarray) -> str:
     """A short fingerprint of packed rows in their order."""
-    return hashlib.blake2b(np.ascontiguousarray(hashes).tobytes(), digest_size=12).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(hashes).data, digest_size=12).hexdigest()
 
 
 @contextmanager
@@ -167,6 +180,8 @@ def heard() -> Iterator[list[str]]:
     show = warnings.showwarning
 
     def note(message: Warning | str, *rest: Any, **more: Any) -> None:
+        if str(message) in found:
+            return
         found.append(str(message))
         show(message, *rest, **more)
 

@@ -25,7 +25,7 @@ from modicum.objectives.supervised import Supervised
 from modicum.report.exhibits import exhibits
 from modicum.report.page import render
 from modicum.training import baselines, transfer
-from modicum.training.apply import over
+from modicum.training.apply import predict
 from modicum.training.contest import Contestant, Entry, Plan, Repeat, hold, table
 from modicum.training.rows import Ask, choose, for_measuring, marked, special_columns
 from modicum.training.run import Run, check_place, command, save_tensors
@@ -61,6 +61,7 @@ def finetune(
     group: str | None = None,
     size: int | None = None,
     columns: Any = None,
+    tokenizer: str | None = None,
     transductive: bool = False,
     skip_bad: bool = False,
     out: str | Path | None = None,
@@ -72,7 +73,8 @@ def finetune(
 
     `run`: a pre-training run, or an encoder's spec such as "convnet" to train from scratch. `method`: what is shipped
     (scratch, probe, propagate, top:K, lp-ft, lora, full; default lp-ft of a run); more after commas, scratch, probe and
-    the simple baselines are measured beside it. `labels_per_class` or `labels` draw few labelled rows, for experiments.
+    the simple baselines are measured beside it, of an adopted network scratch only where it is named (lp-ft,scratch).
+    An unfinished finetune at `out` is replaced. `labels_per_class` or `labels` draw few labelled rows, for experiments.
     """
     if labels_per_class is not None and labels is not None:
         raise UserError("give --labels-per-class or --labels, not both")
@@ -83,7 +85,7 @@ def finetune(
     ask = Ask(labels_per_class, labels, seeds, seed, split, group, transductive)
     with heard() as warned:
         opened = open_data(data)
-        start = _start(run, opened, label, ask, {"size": size, "columns": columns})
+        start = _start(run, opened, label, ask, {"size": size, "columns": columns, "tokenizer": tokenizer})
         methods = _methods(method, start, run)
         chosen = methods[0]
         path = Path(out) if out is not None else Path("runs") / f"{opened.name}-{chosen.replace(':', '-')}"
@@ -93,16 +95,23 @@ def finetune(
         if blank := int((~rows.labels.known).sum()):
             say(f"{blank:,} of {len(rows.labels.known):,} rows have no label")
         plan = for_measuring(rows.data, rows.labels, rows.packed.hashes, start.seen, rows.fixed, ask)
-        outputs = len(rows.labels.classes) or 1
+        outputs = len(rows.labels.classes) or len(rows.labels.tasks) or 1
         task = Task(
             rows.packed.source, rows.labels.values, rows.labels.kind, outputs, steps, device=where,
             views=opened.views, seed=seed,
         )  # fmt: skip
+        if "scratch" not in (networks := _networks(methods, start)):
+            words = f"{LEFT_OUT} (--method {method or chosen},scratch measures it)."
+            say(words)
+            plan = replace(plan, protocol=f"{plan.protocol} {words}")
         made = Run.create(path, _record(start, rows, chosen, seed), force=force)
-        contestants = _contestants(_footing(start, rows, plan, task), methods, start, task)
+        contestants = _contestants(_footing(start, rows, plan, task), networks, start, task)
         _hold(contestants, plan, task, made)
         _finish(made, contestants, plan, task, rows, start, chosen, warned)
     return made
+
+
+LEFT_OUT = "Scratch was left out, because the network is adopted and training it anew takes long"
 
 
 @dataclass(frozen=True)
@@ -161,9 +170,9 @@ def _start(run: Any, data: Data, label: str | None, ask: Ask, given: dict[str, A
     if isinstance(run, Run) or Path(str(run)).is_dir():
         model = load(run)
         check_input(model.input, data, given, str(model.run.path), "the run's")
-        if (column := data.label_column(label)) in model.input.columns():
+        if column := [c for c in data.label_columns(label) if c in model.input.columns()]:
             raise UserError(
-                f"{model.run.path} takes the label column '{column}' as an input, so it would be given the answer: "
+                f"{model.run.path} takes the label column '{column[0]}' as an input, so it would be given the answer: "
                 f"pre-train again with --label {column}"
             )
         if ask.transductive and model.run.spec["verb"] != "pretrain":
@@ -213,7 +222,7 @@ def _rows(encoder: Tower, data: Data, test: Any, label: str | None, split: str |
     both = Packed(Chain(packed.source, more.source), np.arange(n + m), packed.bad + more.bad, hashes)
     values = np.concatenate([labels.values, theirs.values])
     fixed = Split(np.arange(n), np.arange(n, n + m), np.empty(0, int))
-    return Given(data.join(other), Labels(labels.kind, values, labels.classes), both, fixed)
+    return Given(data.join(other), replace(labels, values=values), both, fixed)
 
 
 def _labels(data: Data, label: str | None) -> Labels:
@@ -250,9 +259,18 @@ def _footing(start: Start, rows: Given, plan: Plan, task: Task) -> Footing:
     return own
 
 
-def _contestants(footing: Footing, methods: list[str], start: Start, task: Task) -> list[Contestant]:
-    """Scratch first (the reference), the probe and the methods where there is something pre-trained, the baselines."""
-    networks = dict.fromkeys(["scratch", *(["probe", *methods] if start.trained else [])])
+def _networks(methods: list[str], start: Start) -> list[str]:
+    """Scratch first (the reference), then the probe and the methods where there is something pre-trained.
+
+    A large network that somebody else trained is not trained anew unasked: it may take hours.
+    """
+    adopted = start.trained and start.parent is None
+    first = ["scratch"] if not adopted or "scratch" in methods else []
+    return [*dict.fromkeys([*first, *(["probe", *methods] if start.trained else [])])]
+
+
+def _contestants(footing: Footing, networks: list[str], start: Start, task: Task) -> list[Contestant]:
+    """The networks, of which the first is the reference, and the simple baselines."""
     out = [Contestant(n, "scratch" if n == "scratch" else "pretrained", _network(footing, n)) for n in networks]
     simple = baselines.names(start.encoder.input, task.kind)
     return out + [Contestant(n, "baseline", _baseline(footing, n)) for n in simple]
@@ -264,7 +282,7 @@ def _network(footing: Footing, method: str) -> Callable[[Repeat], Entry]:
         own = replace(task, seed=repeat.seed, free=repeat.free)
         fitted = transfer.train(encoder, method, own, repeat.given, repeat.choose)
         one = fitted.objective
-        return Entry(lambda rows: over(one, one.predict, task.source, rows), fitted.setting, one)
+        return Entry(lambda rows: predict(one, task.source, rows), fitted.setting, one)
 
     return enter
 
@@ -298,11 +316,12 @@ def _finish(
         for true, out in zip(truth, chosen.outputs, strict=True):
             np.add.at(counts, (true, out.argmax(1)), 1)
         results["confusion"] = {"classes": labels.classes, "counts": counts.tolist()}
-    else:
+    elif not labels.tasks:
         results["mae"] = next(row["mae"] for row in ranked if row["name"] == chosen.name)
         results["scatter"] = np.stack([truth[0], chosen.outputs[0]], 1)[:1000].tolist()
     shipped, used = _ship(chosen, plan, task, labels)
     made.spec |= {"parts": {"objective": spec("objective", shipped)}, "classes": labels.classes, "task": task.kind}
+    made.spec |= {"tasks": labels.tasks} if labels.tasks else {}
     made.spec["data"]["warnings"] = warned
     made.write_json("results.json", results)
     for row in start.parent.metrics() if start.parent else []:  # so that the report shows where the encoder came from
@@ -338,14 +357,17 @@ def _ship(chosen: Contestant, plan: Plan, task: Task, labels: Labels) -> tuple[S
 
 
 def verdict(rows: list[dict[str, Any]], method: str) -> str:
-    """One sentence: did pre-training help, and who won?"""
+    """In words: did pre-training help (where scratch was measured), and who won?"""
     named = {row["name"]: row for row in rows}
+    reference = next(row["name"] for row in rows if "versus" not in row)
     best = max(rows, key=lambda row: row["mean"])
     winner = f"The best score is {best['name']}'s, {best['mean']:.3f} [{best['low']:.3f}, {best['high']:.3f}]."
     versus = named[method].get("versus")
     if versus is None:
         return winner
     size = f"{versus['mean']:+.3f} [{versus['low']:+.3f}, {versus['high']:+.3f}]"
+    if reference != "scratch":
+        return f"{method} is {size} from {reference}. {winner}"
     words = {"gain": "helped", "loss": "hurt"}.get(versus["verdict"], "made no measurable difference")
     return f"Pre-training {words}: {method} is {size} from scratch. {winner}"
 

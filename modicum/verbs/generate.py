@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from modicum.core.errors import UserError
 from modicum.model import load
 from modicum.training.run import Run
 from modicum.verbs._common import at_least, check_seed, say
@@ -29,7 +28,8 @@ def generate(
 ) -> pa.Table:
     """Draw N new rows from a generative run, such as a pre-training with --objective next_token.
 
-    Texts may begin with a prompt. Writes a Parquet table with -o, and returns it: a column `text`.
+    Texts may begin with a prompt; for series it is a file of series, of which each is forecast N times. Writes a
+    Parquet table with -o, and returns it: a column `text`, or a long table (id, time and a column a channel).
     """
     at_least(1, n=n, length=length)
     at_least(0, top_k=top_k)
@@ -39,11 +39,8 @@ def generate(
     made = model.sample(
         n, prompt=prompt, length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )  # fmt: skip
-    shown = model.input.show(made)
-    if any("text" not in row for row in shown):
-        raise UserError(f"{model.run.path} generates {model.input.modality}, which cannot be written as text yet")
-    table = pa.table({"text": [row["text"] for row in shown]})
+    table = model.input.table(made)
     if path is not None:
-        say(f"{n:,} rows -> {path}")
+        say(f"{table.num_rows:,} rows -> {path}")
         write(table, path)
     return table

@@ -44,6 +44,7 @@ from modicum.verbs._common import (
     infer,
     pack,
     say,
+    spare,
 )
 
 WEIGHT_DECAY = 0.05
@@ -91,6 +92,7 @@ def pretrain(
     limit: int | None = None,
     size: int | None = None,
     columns: Any = None,
+    tokenizer: str | None = None,
     label: str | None = None,
     group: str | None = None,
     split: str | None = None,
@@ -125,7 +127,7 @@ def pretrain(
     at_least(1, limit=limit, size=size)
     asked: dict[str, Any] = {"label": label, "group": group, "split": split, "test": test, "transductive": transductive}
     asked |= {"limit": limit, "seed": seed, "skip_bad": skip_bad}
-    fit = {"size": size, "columns": columns}
+    fit = {"size": size, "columns": columns, "tokenizer": tokenizer}
     with heard() as warned:
         found = open_data(data)
         goal = parse(found.modality.default_objective if objective is None else objective, "objective")
@@ -141,6 +143,8 @@ def pretrain(
         f"{job.plan['steps']:,} steps of {job.batches().batch} rows, about {in_minutes(seconds * job.plan['steps'])} "
         f"on {where.type} -> {run.path}"
     )
+    if note := job.objective.note():
+        say(f"note: {note}")
     return _train(run, job)
 
 
@@ -175,6 +179,7 @@ def _job(
 ) -> Job:  # fmt: skip
     """Pack the rows, build the objective, and count the steps."""
     input, packed, kept, rows = _prepare(data, start.origin.input, asked, fit)
+    spare()
 
     def make() -> Objective:
         # The data's hints on views, under the user's own options.
@@ -291,6 +296,8 @@ def _train(run: Run, job: Job, resume: bool = False) -> Run:
                 run.save_state(step.number, objective, optimizer)
                 saved = now
     run.spec["data"]["warnings"] += warned
+    del batches  # their order may be large, and is of no more use
+    spare()
     return _finish(run, job, time.perf_counter() - began)
 
 
@@ -328,7 +335,8 @@ def _stoppable(run: Run) -> Iterator[None]:
 
 def _finish(run: Run, job: Job, seconds: float) -> Run:
     """Save the model, the hashes of the rows it saw, and the report."""
-    seen, before = job.packed.hashes[job.rows.train], run.array("before")
+    hashes, train, before = job.packed.hashes, job.rows.train, run.array("before")
+    seen = hashes if len(train) == len(hashes) else hashes[train]  # all of them may be many, and memory-mapped
     run.save_model(job.objective, seen=seen if before is None else np.union1d(before, seen))
     run.spec["seconds"] = run.spec.get("seconds", 0.0) + seconds
     run.save_spec()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet as pq
 
 from modicum.core.atomic import atomic_path
@@ -47,6 +48,8 @@ def predict(
     if model.classes:
         columns["predicted"] = np.array(model.classes)[out.argmax(1)]
         columns |= {f"p_{name}": out[:, k] for k, name in enumerate(model.classes)}
+    elif model.tasks:
+        columns |= {f"predicted_{name}": out[:, k] for k, name in enumerate(model.tasks)}
     else:
         columns["predicted"] = out
     return write(pa.table(columns), output)
@@ -87,7 +90,7 @@ def reconstruct(
     """Rebuild every row of DATA by an autoencoder and write a folder: each input beside its reconstruction, the errors.
 
     The folder holds errors.parquet (id, error a row; for tables also both rows in words) and, for images, a PNG a row.
-    Returns the table of errors.
+    Of texts longer than the encoder takes it is the first window that is rebuilt. Returns the table of errors.
     """
     del seed
     folder = Path(output)
@@ -155,7 +158,13 @@ def _open(
     if method is not None:
         model.able(method)
     opened = open_data(data, type(model.input))
-    packed, given = pack(model.input, opened, skip_bad)
+    beside = path.with_name(f"{path.name}.skipped.csv")
+    packed, given = pack(model.input, opened, skip_bad, str(beside))
+    if packed.bad:
+        table = pa.table({"row": [p for _, p, _ in packed.bad], "why": [w for *_, w in packed.bad]})
+        with saving(beside), atomic_path(beside) as temporary:
+            pyarrow.csv.write_csv(table, temporary)
+        say(f"what was skipped is listed in {beside}")
     say(f"{len(given):,} rows of {given.name} -> {path}")
     return model, given, packed
 

@@ -23,9 +23,9 @@ class Dense(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.linear(x)
-        y = self.norm(y.flatten(0, -2)).view_as(y) if y.dim() > 2 else self.norm(y)
-        return self.dropout(self.act(y))
+        # Flat before the activation, which is in place: on a view its gradient would be copied once more.
+        y = self.norm(self.linear(x.flatten(0, -2)))
+        return self.dropout(self.act(y)).view(*x.shape[:-1], -1)
 
 
 class Unflatten(nn.Module):
