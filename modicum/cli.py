@@ -18,6 +18,7 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from modicum.core.errors import UserError
 from modicum.core.version import VERSION
@@ -183,32 +184,31 @@ def contest_table(results: dict[str, Any]) -> Table:
     return out
 
 
-COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "kind": ("kind", str),
-    "name": ("name", str),
-    "what": ("what", str),
-    "arguments": ("arguments", str),
-    "on": ("on", str),
-    "parameters": ("parameters", "{:,}".format),
-    "can": ("can", ", ".join),
-    "flops": ("MFLOPs", lambda v: f"{v / 1e6:,.1f}"),
-    "forward": ("samples/s", "{:,.0f}".format),
-    "training": ("training", "{:,.0f}".format),
-    "memory": ("MB", lambda v: f"{v / 1e6:,.1f}"),
+FACTS: dict[str, Callable[[Any], str]] = {
+    "can": lambda v: f"can: {', '.join(v)};",
+    "parameters": "{:,} parameters".format,
+    "on": "on {}".format,
+    "flops": lambda v: f"{v / 1e6:,.1f} MFLOPs",
+    "forward": "{:,.0f} samples/s forward".format,
+    "training": "{:,.0f} forward and backward".format,
+    "memory": lambda v: f"{v / 1e6:,.1f} MB",
 }
-"""Title and format of what rows of a list may hold."""
+"""How what rows of a list may hold beside their name, words and arguments is said."""
 
 
 def list_table(rows: list[dict[str, Any]]) -> Table:
-    """The parts, a row each; columns that no row fills are left out."""
-    shown = [key for key in COLUMNS if any(row.get(key) not in (None, "") for row in rows)]
-    if len({row["kind"] for row in rows}) == 1:
-        shown.remove("kind")
-    out = Table()
-    for key in shown:
-        out.add_column(COLUMNS[key][0], overflow="fold", justify="left" if key in list(COLUMNS)[:5] else "right")
-    for row in rows:
-        out.add_row(*(COLUMNS[key][1](row[key]) if key in row else "" for key in shown))
+    """The parts under the names of their kinds: a name, and beside it what it is, its arguments and its facts."""
+    out = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    out.add_column(no_wrap=True)
+    out.add_column(overflow="fold")
+    for k, row in enumerate(rows):
+        if not k or row["kind"] != rows[k - 1]["kind"]:
+            out.add_row(Text(("\n" if k else "") + row["kind"], "bold underline"))
+        facts = [say(row[key]) for key, say in FACTS.items() if row.get(key) not in (None, "", [])]
+        out.add_row(Text(row["name"], "bold"), Text(row["what"]))
+        for line in (row["arguments"], ", ".join(facts).replace(";,", ";")):
+            if line:
+                out.add_row("", Text(line, "dim"))
     return out
 
 
