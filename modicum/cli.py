@@ -63,7 +63,7 @@ HELP = {
     "out": "The new run's folder.",
     "output": "Where to write the result.",
     "n": "How many rows.",
-    "prompt": "How texts begin.",
+    "prompt": "How texts begin; for series, a file of those to forecast.",
     "length": "At most this many tokens; default what the encoder takes.",
     "temperature": "Below 1 likelier rows, above 1 stranger ones; 0 the likeliest token each time.",
     "top_k": "Draw among the K likeliest tokens; 0 among all.",

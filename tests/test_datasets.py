@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from modicum import UserError, open_data
@@ -113,3 +114,10 @@ def test_a_damaged_download_is_refused_and_not_kept(monkeypatch: pytest.MonkeyPa
 def test_an_unknown_name_lists_what_there_is() -> None:
     with pytest.raises(UserError, match="built in: fashion-mnist, "):
         open_data("fashion-mnst")
+
+
+def test_rows_keep_the_numbers_they_were_opened_with() -> None:
+    data = open_data(pa.table({"a": [1.0, 2.0, 3.0, 4.0], "b": ["x", "y", "x", "y"]}))
+    some = data.take(np.array([0, 2, 3])).take(np.array([1, 2]))
+    assert some.ids() == ["2", "3"]
+    assert some.ids(np.array([1])) == ["3"]

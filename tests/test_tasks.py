@@ -116,3 +116,8 @@ def test_tasks_through_the_verbs(tmp_path: Path) -> None:
     assert -0.5 < b.min() < b.max() < 1.5
     assert modicum.load(tuned).predict(new).shape == (60, 2)
     assert "?, " in (tuned.path / "exhibits.json").read_text()  # a label that is partly known
+
+
+def test_several_labels_are_no_classes() -> None:
+    with pytest.raises(UserError, match="of several labels each is a number; name 'b:classes' alone"):
+        open_data(rows()).labels("a,b:classes")

@@ -76,6 +76,8 @@ class Data:
     views: dict[str, Any] = field(default_factory=dict)
     licence: str = ""
     origin: str = ""
+    kept: np.ndarray | None = None
+    """The numbers (n,) that the rows had when the data was opened, where some were left out since."""
 
     def __len__(self) -> int:
         return self.table.num_rows
@@ -89,9 +91,11 @@ class Data:
         return None if found is None else self.table.column(found)
 
     def ids(self, rows: np.ndarray | None = None) -> list[str]:
-        """The id or path of every row, or of `rows`, else its number."""
+        """The id or path of every row, or of `rows`, else its number in the data as it was opened."""
         column, index = self.column(None, default=["id"]), np.arange(len(self)) if rows is None else rows
-        return [str(v) for v in (index if column is None else column.take(pa.array(index)).to_pylist())]
+        if column is None:
+            return [str(v) for v in (index if self.kept is None else self.kept[index])]
+        return [str(v) for v in column.take(pa.array(index)).to_pylist()]
 
     def label_columns(self, name: str | None = None) -> list[str]:
         """The columns that `labels(name)` reads: those named, else the first of `LABELS` that there is."""
@@ -115,6 +119,8 @@ class Data:
         if tasks := self._tasks(name):
             if twice := [t for k, t in enumerate(tasks) if t in tasks[:k]]:
                 raise UserError(f"--label {name}: '{twice[0]}' is named twice")
+            if classes := [t for t in tasks if t.endswith(":classes")]:
+                raise UserError(f"--label {name}: of several labels each is a number; name '{classes[0]}' alone")
             columns = [self.labels(f"{task.partition(':')[0]}:numbers") for task in tasks]
             values = np.stack([own.values for own in columns if own is not None], 1)
             if empty := [task for task, own in zip(tasks, values.T, strict=True) if np.isnan(own).all()]:
@@ -167,7 +173,8 @@ class Data:
         """The rows `index`, of facts and raw alike."""
         rows = pa.array(index)
         raw = self.raw.take(rows) if isinstance(self.raw, pa.Table) else self.raw.take(index)
-        return replace(self, raw=raw, table=self.table.take(rows))
+        kept = np.asarray(index) if self.kept is None else self.kept[index]
+        return replace(self, raw=raw, table=self.table.take(rows), kept=kept)
 
     def join(self, other: Data) -> Data:
         """The facts of both, ids first; `raw` stays this one's."""

@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 from modicum.core.atomic import atomic_path
 from modicum.core.errors import UserError
 from modicum.core.types import Batch
+from modicum.modalities._tableread import place_of
 
 HIDDEN = -1
 """The code of a category that is missing, or hidden by a view."""
@@ -83,7 +84,8 @@ class RawGraphs:
         """What messages call a row: its number, and its id where it has one."""
         own = int(self.own()[row])
         ids = self.facts.column("id") if "id" in self.facts.column_names else None
-        return f"row {own}" if ids is None or str(ids[own]) == str(own) else f"row {own} ({ids[own]})"
+        place = place_of(self.facts, own)
+        return place if ids is None or str(ids[own]) == str(own) else f"{place} ({ids[own]})"
 
 
 def offsets(counts: Sequence[int] | np.ndarray) -> np.ndarray:

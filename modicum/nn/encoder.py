@@ -213,9 +213,8 @@ class Encoder(Tower):
         """Refuse, by name, a trunk that cannot do what an objective needs."""
         if capability not in self.trunk.can:
             can = ", ".join(sorted(self.trunk.can)) or "nothing optional"
-            raise UserError(
-                f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can}): see modicum list encoders"
-            )
+            how = f"give it {capability}=True" if capability in vars(self.trunk) else "see modicum list encoders"
+            raise UserError(f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can}): {how}")
 
 
 def filled(tokens: Tokens, grid: tuple[int, ...]) -> Tokens:
