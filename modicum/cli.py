@@ -169,13 +169,14 @@ def contest_table(results: dict[str, Any]) -> Table:
     out = Table(title=title, caption=words, title_justify="left", caption_justify="left", box=SIMPLE_HEAD, padding=0)
     away = f"- {results['reference']}"
     also = results.get("also", [])
-    measured = [column for name in also for column in (name, "95 % interval")]
+    wide = stdout().width >= 110  # else the intervals of what is measured besides are left to the report
+    measured = [column for name in also for column in (name, "95 % interval")[: 1 + wide]]
     for column in ("contestant", results["score"], "95 % interval", *measured, away, "95 % interval", "s"):
         out.add_column(column, justify="left" if column == "contestant" else "right", no_wrap=True)
     for row in sorted(results["contestants"], key=lambda r: -r["mean"]):
         cells = [row["name"], f"{row['mean']:.3f}", f"[{row['low']:.3f}, {row['high']:.3f}]"]
         for name in map(str.lower, also):
-            cells += [f"{row[name]:.4g}", f"[{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"]
+            cells += [f"{row[name]:.4g}", f"[{row[f'{name}_low']:.4g}, {row[f'{name}_high']:.4g}]"][: 1 + wide]
         cells += ["", ""]
         if versus := row.get("versus"):
             cells[-2:] = [f"{versus['mean']:+.3f}", f"[{versus['low']:+.3f}, {versus['high']:+.3f}]"]
