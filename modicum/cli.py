@@ -186,7 +186,6 @@ def contest_table(results: dict[str, Any]) -> Table:
 
 
 FACTS: dict[str, Callable[[Any], str]] = {
-    "can": lambda v: f"can: {', '.join(v)};",
     "parameters": "{:,} parameters".format,
     "on": "on {}".format,
     "flops": lambda v: f"{v / 1e6:,.1f} MFLOPs",
@@ -207,7 +206,7 @@ def list_table(rows: list[dict[str, Any]]) -> Table:
             out.add_row(Text(("\n" if k else "") + row["kind"], "bold underline"))
         facts = [say(row[key]) for key, say in FACTS.items() if row.get(key) not in (None, "", [])]
         out.add_row(Text(row["name"], "bold"), Text(row["what"]))
-        for line in (row["arguments"], ", ".join(facts).replace(";,", ";")):
+        for line in (row["arguments"], ", ".join(facts), f"can: {', '.join(row['can'])}" if row.get("can") else ""):
             if line:
                 out.add_row("", Text(line, "dim"))
     return out

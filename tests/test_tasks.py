@@ -121,3 +121,9 @@ def test_tasks_through_the_verbs(tmp_path: Path) -> None:
 def test_several_labels_are_no_classes() -> None:
     with pytest.raises(UserError, match="of several labels each is a number; name 'b:classes' alone"):
         open_data(rows()).labels("a,b:classes")
+
+
+def test_an_encoder_that_takes_a_label_is_refused_with_the_labels_to_pretrain_with(tmp_path: Path) -> None:
+    run = modicum.pretrain(rows(), label="a", steps=2, out=tmp_path / "run")
+    with pytest.raises(UserError, match=r"takes the label column 'b' as an input.*pre-train again with --label a,b$"):
+        modicum.finetune(run, rows(), label="a,b", out=tmp_path / "out")

@@ -119,8 +119,8 @@ class Data:
         if tasks := self._tasks(name):
             if twice := [t for k, t in enumerate(tasks) if t in tasks[:k]]:
                 raise UserError(f"--label {name}: '{twice[0]}' is named twice")
-            if classes := [t for t in tasks if t.endswith(":classes")]:
-                raise UserError(f"--label {name}: of several labels each is a number; name '{classes[0]}' alone")
+            if named := [t for t in tasks if t.endswith(":classes")]:
+                raise UserError(f"--label {name}: of several labels each is a number; name '{named[0]}' alone")
             columns = [self.labels(f"{task.partition(':')[0]}:numbers") for task in tasks]
             values = np.stack([own.values for own in columns if own is not None], 1)
             if empty := [task for task, own in zip(tasks, values.T, strict=True) if np.isnan(own).all()]:

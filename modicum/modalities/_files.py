@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -180,3 +180,15 @@ def row_hashes(array: np.ndarray) -> np.ndarray:
 def tenth(texts: Iterable[str]) -> list[bool]:
     """True for the tenth of the texts whose hash says so: equal texts fall on one side, on every machine."""
     return [hashlib.blake2b(text.encode(), digest_size=8).digest()[0] * 10 < 256 for text in texts]
+
+
+def as_table(x: Any) -> pa.Table:
+    """A DataFrame, a list of dicts, a mapping of columns or an Arrow table as an Arrow table."""
+    if isinstance(x, pa.Table):
+        return x
+    try:
+        if isinstance(x, Sequence):
+            return pa.Table.from_pylist(list(x))
+        return pa.Table.from_pandas(x, preserve_index=False) if hasattr(x, "iloc") else pa.table(x)
+    except (pa.ArrowException, ValueError, TypeError) as error:  # mixed types in a column, a column twice
+        raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None

@@ -14,7 +14,17 @@ import pyarrow.compute as pc
 
 from modicum.core.errors import UserError, Warned, need
 from modicum.modalities import _graphmolecules as molecules
-from modicum.modalities._files import JSON, PARQUET, TABLES, cache_dir, check_encoding, opened, peek, table_kind
+from modicum.modalities._files import (
+    JSON,
+    PARQUET,
+    TABLES,
+    as_table,
+    cache_dir,
+    check_encoding,
+    opened,
+    peek,
+    table_kind,
+)
 from modicum.modalities._graphlinks import FORMS, from_dicts, is_graph, is_pyg, read_json
 from modicum.modalities._graphmolecules import ALPHABET, ATOM, BOND, Molecule
 from modicum.modalities._graphpack import Features, RawGraphs, Store, keep, kept, offsets
@@ -64,7 +74,7 @@ def as_raw(x: Any) -> RawGraphs:
     if isinstance(x, RawGraphs):
         return x
     if hasattr(x, "columns"):
-        return from_table(_as_table(x), f"the {type(x).__name__}")
+        return from_table(as_table(x), f"the {type(x).__name__}")
     items = [x] if _one(x) else list(x) if hasattr(x, "__iter__") and not isinstance(x, str | dict) else []
     if items and all(map(is_pyg, items)):
         raw, written = from_data(items), [getattr(item, "smiles", None) for item in items]
@@ -75,7 +85,7 @@ def as_raw(x: Any) -> RawGraphs:
     if items and all(isinstance(item, dict) for item in items):
         if all("nodes" in item for item in items):
             return from_dicts(items, "the list")
-        return from_table(_as_table(items), "the list")
+        return from_table(as_table(items), "the list")
     if items and all(isinstance(item, str) or item is None for item in items):
         texts = [str(item or "") for item in items]
         return from_table(pa.table({"id": np.arange(len(items)).astype(str), "smiles": texts}), "the list")
@@ -89,7 +99,7 @@ def likely(x: Any) -> bool:
         return True
     if hasattr(x, "columns"):
         try:
-            return smiles_column(_as_table(x.iloc[:100] if hasattr(x, "iloc") else x.slice(0, 100))) is not None
+            return smiles_column(as_table(x.iloc[:100] if hasattr(x, "iloc") else x.slice(0, 100))) is not None
         except (UserError, AttributeError, TypeError):
             return False
     if not isinstance(x, list | tuple) or not x:
@@ -105,15 +115,6 @@ def likely(x: Any) -> bool:
 def _one(x: Any) -> bool:
     """Whether x is one graph: torch-geometric's, networkx's or a dict of nodes and links."""
     return is_pyg(x) or hasattr(x, "adjacency") or (isinstance(x, dict) and "nodes" in x)
-
-
-def _as_table(x: Any) -> pa.Table:
-    try:
-        if isinstance(x, list):
-            return pa.Table.from_pylist(x)
-        return pa.Table.from_pandas(x, preserve_index=False) if hasattr(x, "iloc") else pa.table(x)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None
 
 
 def _with_smiles(raw: RawGraphs, texts: list[str]) -> RawGraphs:

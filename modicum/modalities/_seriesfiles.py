@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from modicum.core.errors import UserError
 from modicum.modalities import _seriesarrays, _serieslong
-from modicum.modalities._files import TABLES, table_kind
+from modicum.modalities._files import TABLES, as_table, table_kind
 from modicum.modalities._seriesraw import RawSeries
 from modicum.modalities._seriests import is_ts, read_ts
 from modicum.modalities._tableread import read_table
@@ -58,7 +57,7 @@ def as_raw(x: Any) -> RawSeries:
     if isinstance(x, RawSeries):
         return x
     if hasattr(x, "columns") or (isinstance(x, list) and x and all(isinstance(i, dict) for i in x)):
-        return _serieslong.read_long(_table(x), f"the {type(x).__name__}")
+        return _serieslong.read_long(as_table(x), f"the {type(x).__name__}")
     if isinstance(x, np.ndarray) and x.dtype != object:
         return _seriesarrays.from_array(_seriesarrays.checked(x, "the array"))
     if hasattr(x, "numpy"):
@@ -76,7 +75,7 @@ def likely(x: Any) -> bool:
         return True
     if hasattr(x, "columns"):
         try:
-            return _serieslong.is_long(_table(x.iloc[:100] if hasattr(x, "iloc") else x.slice(0, 100)))
+            return _serieslong.is_long(as_table(x.iloc[:100] if hasattr(x, "iloc") else x.slice(0, 100)))
         except (UserError, AttributeError, TypeError):
             return False
     if hasattr(x, "detach"):
@@ -90,14 +89,3 @@ def likely(x: Any) -> bool:
     except (ValueError, TypeError):
         return False
     return all(_seriesarrays.like_series(item) for item in some)
-
-
-def _table(x: Any) -> pa.Table:
-    try:
-        if isinstance(x, pa.Table):
-            return x
-        if isinstance(x, list):
-            return pa.Table.from_pylist(x)
-        return pa.Table.from_pandas(x, preserve_index=False) if hasattr(x, "iloc") else pa.table(x)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from modicum.core.errors import UserError
 from modicum.modalities import _textplain
-from modicum.modalities._files import PARQUET, PLAIN, TABLES, peek, table_kind
+from modicum.modalities._files import PARQUET, PLAIN, TABLES, as_table, peek, table_kind
 from modicum.modalities._folders import walk
 from modicum.modalities._tableread import key_of, read_table
 
@@ -180,10 +180,10 @@ def as_raw(x: Any) -> RawTexts:
     if isinstance(x, RawTexts):
         return x
     if hasattr(x, "columns"):
-        return from_table(_as_table(x), f"the {type(x).__name__}")
+        return from_table(as_table(x), f"the {type(x).__name__}")
     items = list(x.tolist() if hasattr(x, "tolist") else x) if hasattr(x, "__iter__") and not isinstance(x, str) else []
     if items and all(isinstance(i, dict) for i in items):
-        return from_table(_as_table(items), "the list")
+        return from_table(as_table(items), "the list")
     if not items or not all(isinstance(i, str) or i is None for i in items):
         kinds = ", ".join(sorted({type(i).__name__ for i in items})[:5])
         found = f"a {type(x).__name__}" + (f" of {kinds}" if items else "")
@@ -194,15 +194,6 @@ def as_raw(x: Any) -> RawTexts:
         row = next(k for k, i in enumerate(items) if i is not None and not _encodes(i))
         raise UserError(f"text {row} is not valid Unicode: {error.reason}; repair or drop it") from None
     return RawTexts({"text": column}, pa.table({"id": np.arange(len(items)).astype(str)}), named=False)
-
-
-def _as_table(x: Any) -> pa.Table:
-    try:
-        if isinstance(x, list):
-            return pa.Table.from_pylist(x)
-        return pa.Table.from_pandas(x, preserve_index=False) if hasattr(x, "iloc") else pa.table(x)
-    except (pa.ArrowException, ValueError, TypeError) as error:
-        raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None
 
 
 def _encodes(text: str) -> bool:

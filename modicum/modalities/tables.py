@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError, unknown
 from modicum.core.types import Batch, Embed, Input, Packed, Progress, Tokens, Unembed
-from modicum.modalities._files import TABLES, table_kind
+from modicum.modalities._files import TABLES, as_table, table_kind
 from modicum.modalities._tablecolumns import Knots, asked_kinds, find, in_words
 from modicum.modalities._tablepack import MISSING, Plan, pack
 from modicum.modalities._tableread import scan
@@ -216,15 +216,8 @@ class Tables(Input):
 
     @classmethod
     def as_raw(cls, x: Any) -> pa.Table:
-        if isinstance(x, pa.Table):
-            return x
-        try:
-            if hasattr(x, "iloc"):
-                return pa.Table.from_pandas(x, preserve_index=False)
-            if isinstance(x, Sequence) and x and isinstance(x[0], dict):
-                return pa.Table.from_pylist(list(x))
-        except (pa.ArrowException, ValueError) as error:  # mixed types in a column, a column twice
-            raise UserError(f"the {type(x).__name__} cannot be read as a table: {error}") from None
+        if isinstance(x, pa.Table) or hasattr(x, "iloc") or (isinstance(x, Sequence) and x and isinstance(x[0], dict)):
+            return as_table(x)
         raise UserError(f"a table wants a DataFrame, an Arrow table, a list of dicts or a path; got {type(x).__name__}")
 
     @classmethod

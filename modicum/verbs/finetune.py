@@ -173,7 +173,7 @@ def _start(run: Any, data: Data, label: str | None, ask: Ask, given: dict[str, A
         if column := [c for c in data.label_columns(label) if c in model.input.columns()]:
             raise UserError(
                 f"{model.run.path} takes the label column '{column[0]}' as an input, so it would be given the answer: "
-                f"pre-train again with --label {column}"
+                f"pre-train again with --label {','.join(data.label_columns(label))}"
             )
         if ask.transductive and model.run.spec["verb"] != "pretrain":
             raise UserError(f"--transductive is for pre-training runs: {model.run.path} was trained on labels")
