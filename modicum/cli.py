@@ -53,6 +53,8 @@ HELP = {
     "(quantile and zscore are numeric with that scaling).",
     "tokenizer": "How text becomes tokens: bpe (default) or wordpiece, trained on the rows, or a tokenizer.json.",
     "label": "The label column; NAME:classes or NAME:numbers decides its kind.",
+    "pairs": "A table with the columns a, b (ids of rows) and similar (1 or 0), for --objective pairs.",
+    "triplets": "A table with the columns anchor, positive, negative (ids of rows), for --objective triplet.",
     "group": "A column whose rows must not be divided between training and test (a patient, a plate).",
     "split": "A column that says train or test; a column named split is used unasked.",
     "test": "Rows for testing, elsewhere.",

@@ -16,7 +16,7 @@ from modicum.core.ragged import join
 from modicum.core.spec import build
 from modicum.core.types import Batch, Input, Objective, Packed
 from modicum.datasets.data import Data, open_data
-from modicum.maths.sampling import sampler
+from modicum.maths.sampling import Sampler
 from modicum.nn.encoder import Tower
 from modicum.training.apply import batches_of, embed, evaluating, predict
 from modicum.training.run import Run
@@ -96,8 +96,8 @@ class Model:
     ) -> Batch:
         """`n` new rows in raw units, of at most `length` tokens; texts may begin with `prompt`."""
         draw, device = self.able("sample"), next(self.objective.parameters()).device
-        choose = sampler(seeds.generator(seed, "sample", device=device), temperature, top_k, top_p)
-        begun = self.input.prompt(prompt, n)
+        choose = Sampler(seeds.generator(seed, "sample", device=device), temperature, top_k, top_p)
+        begun = self.input.prompt(prompt, n, length)
         begun = None if begun is None else {k: v.to(device) for k, v in begun.items()}
         with evaluating(self.objective):
             made: Batch = draw(n, choose, begun, length)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch.nn import functional as F
 
 from modicum.core import seeds
-from modicum.core.types import Source
+from modicum.core.types import Source, Views
 from modicum.datasets.data import Labels
+from modicum.maths.representation import alignment, rank_me, uniformity, unused
 from modicum.nn.encoder import Tower
-from modicum.training.apply import embed
+from modicum.training.apply import embed, over
 
 
 def knn(bank: np.ndarray, labels: np.ndarray, query: np.ndarray, k: int = 20, temperature: float = 0.07) -> np.ndarray:
@@ -40,22 +43,65 @@ def neighbours(x: np.ndarray, query: np.ndarray, k: int) -> np.ndarray:
     return np.argsort(-near, axis=1, kind="stable")[:, :k]
 
 
-class Probe:
-    """The online probe: k-NN accuracy of labelled training rows among other labelled training rows, never test rows.
+def ridge(bank: np.ndarray, labels: np.ndarray, query: np.ndarray, penalty: float = 0.01) -> np.ndarray:
+    """Linear classes (n,) of `query` (n, d): least squares to one-hot `labels` (m,) of `bank` (m, d), in closed form.
 
-    At most 4,000 rows are searched for 1,000 others; nothing where rows have no classes.
+    Features are standardised by the bank's; `penalty` is a row's share of the ridge.
+    """
+    mean, std = bank.mean(0), bank.std(0)
+    x, q = (torch.from_numpy((v - mean) / (std + 0.1 * std.mean() + 1e-12)).double() for v in (bank, query))
+    y = F.one_hot(torch.from_numpy(labels).long()).double()
+    y = y - y.mean(0, keepdim=True)
+    n, d = x.shape
+    if d <= n:
+        weight = torch.linalg.solve(x.T @ x + penalty * n * torch.eye(d, dtype=x.dtype), x.T @ y)
+    else:
+        weight = x.T @ torch.linalg.solve(x @ x.T + penalty * n * torch.eye(n, dtype=x.dtype), y)
+    share = np.bincount(labels) / n
+    found: np.ndarray = ((q @ weight).numpy() + share).argmax(1)
+    return found
+
+
+class Probe:
+    """The online probes, on training rows alone: what simple rules read off the features so far, and how they lie.
+
+    Accuracy of k-NN and of a linear rule (`knn`, `linear`) on at most 1,000 labelled rows by 4,000 others, where there
+    are classes; RankMe, the share of unused dimensions, uniformity, and the alignment of two `views` of each of at most
+    500 rows.
     """
 
-    def __init__(self, encoder: Tower, source: Source, train: np.ndarray, labels: Labels | None) -> None:
-        self.encoder, self.source, self.labels = encoder, source, labels
+    def __init__(
+        self, encoder: Tower, source: Source, train: np.ndarray, labels: Labels | None, views: Views | None = None
+    ) -> None:
+        self.encoder, self.source, self.labels, self.views = encoder, source, labels, views
         self.bank = self.query = np.empty(0, int)
+        self.rows = np.sort(seeds.numpy(0, "measure").choice(train, min(500, len(train)), replace=False))
         if labels is not None and labels.kind == "classes":
             known = seeds.numpy(0, "probe").permutation(train[labels.known[train]])[:5000]
             self.bank, self.query = np.split(known, [int(0.8 * len(known))])
 
     def __call__(self) -> dict[str, float]:
+        return self.accuracies() | self.measures()
+
+    def accuracies(self) -> dict[str, float]:
+        """What the classes say of the features; nothing where rows have none."""
         if self.labels is None or not len(self.query) or not len(self.bank):
             return {}
         bank, query = (embed(self.encoder, self.source, index) for index in (self.bank, self.query))
-        found = knn(bank, self.labels.values[self.bank], query)
-        return {"knn": float((found == self.labels.values[self.query]).mean())}
+        given, true = self.labels.values[self.bank], self.labels.values[self.query]
+        return {f.__name__: float((f(bank, given, query) == true).mean()) for f in (knn, ridge)}
+
+    def measures(self) -> dict[str, float]:
+        """How the features lie, whatever the classes."""
+        z = torch.from_numpy(embed(self.encoder, self.source, self.rows))
+        out = {"rank_me": rank_me(z), "unused": unused(z), "uniformity": uniformity(z)}
+        if self.views is not None:
+            a, b = (torch.from_numpy(self._seen(k)) for k in range(2))
+            out["alignment"] = alignment(a, b)
+        return {key: float(value) for key, value in out.items()}
+
+    def _seen(self, k: int) -> np.ndarray:
+        """Features of the k-th view of the measured rows, always the same view."""
+        rng, views = seeds.generator(0, "measure", k, device=next(self.encoder.parameters()).device), self.views
+        assert views is not None
+        return over(self.encoder, lambda b: self.encoder(views(b, rng)).pooled.float(), self.source, self.rows)

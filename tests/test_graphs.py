@@ -149,7 +149,7 @@ def test_other_bad_input_is_refused_in_words() -> None:
     for wrong, words in ((3, "got a int"), ([3.5], "got a list of float"), ([], "got a list")):
         with pytest.raises(UserError, match=words):
             Graphs.as_raw(wrong)
-    with pytest.raises(UserError, match="1 of 2 graphs cannot be used, such as graph 1: the graph has no nodes"):
+    with pytest.raises(UserError, match="1 of 2 graphs cannot be used, such as graph 2 of 2: the graph has no nodes"):
         Graphs.as_raw([{"nodes": [{"label": "a"}, {"label": "b"}], "edges": []}, {"nodes": [], "edges": []}])
     with pytest.warns(Warned, match=r"1 row\(s\) have an id that an earlier row has"):
         Graphs.as_raw([ring(3, id="a"), ring(4, id="a")])
@@ -354,6 +354,9 @@ def test_karate_is_learned_from_few_labels(tmp_path: Path) -> None:
     results = run.read_json("results.json")
     assert results is not None
     assert next(r["mean"] for r in results["contestants"] if r["name"] == "scratch") > 0.7
+    shown = modicum.load(run).input.show(modicum.load(run).open(data)[1].source.rows(np.array([0])))
+    assert shown[0]["text"] == "34 nodes, 78 edges", "as networkx counts them, and not both ways"
+    assert shown[0]["thumb"].startswith("data:image/svg+xml")
     assert modicum.load(run).predict("karate").shape == (34,)
 
 

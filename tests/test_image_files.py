@@ -287,7 +287,7 @@ def test_tables_without_images(data: Path) -> None:
     with pytest.raises(UserError, match=r"no column of image paths; its columns are x, y"):
         scan(data / "t.csv")
     (data / "t.csv").write_text("path,y\na.png,1\nb.png,2\n,3\n")
-    with pytest.raises(UserError, match=r"2 of 3 images in column 'path' are missing: row 2: b.png, row 3: \(blank\)"):
+    with pytest.raises(UserError, match=r"2 of 3 images in column 'path' are missing: row 3: b.png, row 4: \(blank\)"):
         scan(data / "t.csv")
 
 

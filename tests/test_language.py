@@ -12,7 +12,7 @@ import zoo
 from modicum.core import seeds
 from modicum.core.errors import UserError
 from modicum.core.types import Batch, Input
-from modicum.maths.sampling import likeliest, sampler
+from modicum.maths.sampling import Sampler, likeliest
 from modicum.nn.encoder import Encoder
 from modicum.objectives.denoising import Denoising
 from modicum.objectives.masked import Masked
@@ -134,7 +134,7 @@ def test_cached_sampling_is_uncached_sampling(trunk: str, prompt: str | None) ->
                 break
         return batch
 
-    for make in (lambda: likeliest, lambda: sampler(seeds.generator(0, "draw"), 0.9, 20, 0.95)):
+    for make in (lambda: likeliest, lambda: Sampler(seeds.generator(0, "draw"), 0.9, 20, 0.95)):
         wanted = uncached(make())
         got = objective.sample(5, make(), start, 20)
         assert torch.equal(got["mask"], wanted["mask"])

@@ -154,6 +154,7 @@ def test_smi_and_sdf_files(tmp_path: Path) -> None:
     smi.write_text("SMILES name\nCCO ethanol\nc1ccccc1 benzene\n\nCCN\tethyl amine\n")
     data = open_data(smi)
     assert data.ids() == ["ethanol", "benzene", "ethyl amine"]
+    assert data.raw.place(2) == f"{smi}, row 5 (ethyl amine)", "lines as a person counts them"
     sdf = tmp_path / "a.sdf"
     with Chem.SDWriter(str(sdf)) as writer:
         for name, text, value in (("x", "CCO", "1.5"), ("y", "c1ccccc1", "-2")):
@@ -167,7 +168,7 @@ def test_smi_and_sdf_files(tmp_path: Path) -> None:
     assert data.table.column("logS").to_pylist()[:2] == [1.5, -2]
     assert data.table.column("smiles").to_pylist()[:2] == ["CCO", "c1ccccc1"]
     made = Graphs.infer(data.raw, np.arange(len(data)))
-    with pytest.raises(UserError, match=r"2 row\(s\) of 4 cannot be used:\n  row 2: '\(a record that"):
+    with pytest.raises(UserError, match=r"2 row\(s\) of 4 cannot be used:\n  .*a.sdf, row 3: '\(a record that"):
         made.pack(data.raw)
     empty = tmp_path / "b.smi"
     empty.write_text("\n")

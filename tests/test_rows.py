@@ -13,7 +13,7 @@ from modicum.core.errors import Warned
 from modicum.core.spec import part
 from modicum.datasets.data import Data, Labels
 from modicum.training.contest import Plan
-from modicum.training.rows import Ask, for_measuring, for_pretraining, marked
+from modicum.training.rows import ALL_SEEN, Ask, for_measuring, for_pretraining, marked
 from modicum.training.splits import Split
 
 ROWS = 60
@@ -168,6 +168,13 @@ def test_pretraining_holds_a_fifth_of_the_labelled_rows_out() -> None:
     every = for_pretraining(data(), transductive=True, **ask)
     assert len(every.train) == ROWS
     assert "transductive" in every.note
+    assert every.note.endswith(ALL_SEEN)
+    assert ALL_SEEN not in rows.note
+    halves: dict[str, Any] = {"split": ["train", "test"] * 30, "label": ["a", None, "b", None] * 15}
+    blank = for_pretraining(data(**halves), transductive=False, **ask)
+    assert (len(blank.train), blank.note.endswith(ALL_SEEN)) == (30, True), "no row for testing has a label"
+    elsewhere = for_pretraining(data(), transductive=False, **{**ask, "test": "other.csv"})
+    assert (len(elsewhere.train), ALL_SEEN in elsewhere.note) == (ROWS, False)
     few = for_pretraining(data(), transductive=False, **{**ask, "limit": 7})
     assert len(few.train) == 7
     assert numbers(few.train) <= numbers(rows.train)
@@ -187,7 +194,7 @@ def test_labels_that_cannot_be_divided_do_not_stop_pretraining(label: list[Any],
         data(label=label), label=None, group=None, split=None, test=None, transductive=False, limit=None, seed=0
     )
     assert len(rows.train) == ROWS
-    assert rows.note == f"all rows: none can be held out for testing, because {why}"
+    assert rows.note == f"all rows: none can be held out for testing, because {why}; {ALL_SEEN}"
 
 
 def test_a_class_with_a_single_row_trains() -> None:

@@ -7,14 +7,14 @@ import torch
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
-from modicum.maths.sampling import likeliest, sampler
+from modicum.maths.sampling import Sampler, likeliest
 
 LOGITS = torch.tensor([2.0, 0.0, 1.0, -1.0, 1.5])
 N = 200_000
 
 
 def shares(**options: float) -> torch.Tensor:
-    choose = sampler(seeds.generator(0, "draw"), **options)  # type: ignore[arg-type]
+    choose = Sampler(seeds.generator(0, "draw"), **options)  # type: ignore[arg-type]
     return choose(LOGITS.expand(N, -1)).bincount(minlength=5) / N
 
 
@@ -44,10 +44,10 @@ def test_frequencies_are_those_of_the_cut_distribution(
 
 def test_temperature_zero_is_the_likeliest() -> None:
     x = torch.randn((20, 7), generator=seeds.generator(1))
-    assert torch.equal(sampler(seeds.generator(0), temperature=0)(x), likeliest(x))
+    assert torch.equal(Sampler(seeds.generator(0), temperature=0)(x), likeliest(x))
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
 def test_impossible_settings_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(UserError, match="wanted temperature >= 0"):
-        sampler(seeds.generator(0), **options)  # type: ignore[arg-type]
+        Sampler(seeds.generator(0), **options)  # type: ignore[arg-type]

@@ -30,7 +30,7 @@ from modicum.core.ragged import join
 from modicum.core.spec import build, part
 from modicum.core.types import Batch
 from modicum.maths.dtw import dtw
-from modicum.maths.sampling import likeliest, sampler
+from modicum.maths.sampling import Sampler, likeliest
 from modicum.modalities._seriesraw import RawSeries
 from modicum.modalities._seriestokens import crps, quantile
 from modicum.modalities._seriesviews import at, filled, stretched
@@ -40,6 +40,7 @@ from modicum.modalities.tables import Tables
 from modicum.modalities.text import Text
 from modicum.nn.encoder import Encoder, tower
 from modicum.training.rocket import Rocket, Warped
+from modicum.training.run import Run
 
 STEPS = st.floats(-1e6, 1e6, width=32) | st.just(math.nan)
 
@@ -246,7 +247,7 @@ def test_a_long_table_says_what_is_wrong_with_it() -> None:
     raw = Series.as_raw(long(id=ids, time=time, v=texts, label=label))
     places = {place: why for _, place, why in raw.bad()}
     assert places["row 11"] == "its id is empty"
-    assert places["series 's0'"] == "time 1 is there twice"
+    assert places["series 's0'"] == "time 1 is there twice, again in row 2"
     assert "'abc', which is no number" in places["series 's1'"] or "label" in places["series 's1'"]
     assert "series 's2'" not in places
     alone = Series.as_raw(long(label=label)).bad()
@@ -449,7 +450,7 @@ def test_a_drawn_patch_has_the_predicted_distribution_and_is_smooth() -> None:
         unembed.logits.weight.zero_()
         unembed.logits.bias.copy_(torch.randn(4 * 9, generator=seeds.generator(1)))
     share = unembed.logits.bias.detach().view(4, 9).softmax(1)
-    draw = unembed.draw(torch.zeros(20_000, 1, own.width), 0, None, sampler(seeds.generator(0)))["values"][:, 0]
+    draw = unembed.draw(torch.zeros(20_000, 1, own.width), 0, None, Sampler(seeds.generator(0)))["values"][:, 0]
     counts = torch.stack([(draw[:, 0] == b).float().mean() for b in unembed.bins])
     assert torch.allclose(counts, share[0], atol=0.02)
     mean = (share * unembed.bins).sum(1)
@@ -499,7 +500,7 @@ def test_forecasts_go_on_as_the_series_did(tmp_path: Path) -> None:
     for k, row in enumerate(made_on):
         assert np.allclose(row[0, :14], 100 + 5 * x[(3, 9)[k // 2], :14], atol=1e-3)
         assert np.abs(row[0, 14:] - 100 - 5 * x[(3, 9)[k // 2], 14:]).mean() < 1.5
-    free = model.sample(3, sampler(seeds.generator(0)))
+    free = model.sample(3, Sampler(seeds.generator(0)))
     assert [row.shape for row in own.given(free)] == [(1, 24)] * 3
     with pytest.raises(UserError, match="wanted a file of series"):
         own.prompt("no such file", 1)
@@ -516,6 +517,97 @@ def test_generate_writes_a_long_table(tmp_path: Path, quick: None) -> None:
     assert open_data(tmp_path / "new.parquet").modality is Series
     longer = modicum.generate(run, n=2, prompt=str(tmp_path / "new.parquet"), length=25)
     assert longer.num_rows == 6 * 25
+
+
+@pytest.fixture(scope="module")
+def forecaster(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("forecaster")
+    np.save(folder / "x.npy", waves(channels=1))
+    encoder = "transformer(width=16, depth=1, heads=2, causal=True)"
+    options: dict[str, Any] = {"steps": 2, "batch": 4, "device": "cpu", "out": folder / "run"}
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter("ignore", Warned)  # that so few steps teach little
+        patch.setattr("modicum.verbs.pretrain.exhibits", lambda *_, **__: {})
+        patch.setattr("modicum.verbs.pretrain.render", lambda path: path / "report.html")
+        return modicum.pretrain(folder / "x.npy", objective="next_token", encoder=encoder, **options)
+
+
+def prompt(path: Path, values: np.ndarray, time: list[Any]) -> str:
+    """A long CSV of series (n, t) called a, b, ... at the same times."""
+    ids = [name for name in "abcdef"[: len(values)] for _ in time]
+    pd.DataFrame({"id": ids, "time": [*time] * len(values), "value": values.ravel()}).to_csv(path, index=False)
+    return str(path)
+
+
+def test_a_forecast_has_the_ids_and_times_of_its_prompt(tmp_path: Path, forecaster: Run) -> None:
+    x = waves(2, 1, 16)[:, 0]
+    days = pd.date_range("2026-01-31", periods=20, freq="D")
+    path = prompt(tmp_path / "days.csv", x, [str(day.date()) for day in days[:16]])
+    made = modicum.generate(forecaster, n=1, prompt=path).to_pandas()
+    assert made["id"].tolist() == ["a"] * 20 + ["b"] * 20
+    assert made["time"].tolist() == [*days] * 2
+    assert np.allclose(made["value"].to_numpy().reshape(2, 20)[:, :16], x, atol=1e-3)
+    twice = modicum.generate(forecaster, n=2, prompt=path)
+    assert twice.column_names == ["id", "time", "draw", "value"]
+    assert twice.to_pandas().groupby(["id", "draw"], sort=False).size().to_dict() == {
+        ("a", 0): 20, ("a", 1): 20, ("b", 0): 20, ("b", 1): 20,
+    }  # fmt: skip
+    odd = modicum.generate(forecaster, n=1, prompt=prompt(tmp_path / "odd.csv", x, [*range(100, 115), 117]))
+    assert odd["time"].to_pylist()[:20] == [*range(100, 120)], "a time that is left out is a missing point"
+    assert odd["time"].type == pa.int64()
+    np.save(tmp_path / "x.npy", x)
+    assert modicum.generate(forecaster, n=1, prompt=str(tmp_path / "x.npy"))["time"].to_pylist() == [*range(20)] * 2
+
+
+def test_a_prompt_that_fills_the_model_is_gone_on_from_its_last_steps(tmp_path: Path, forecaster: Run) -> None:
+    x = waves(2, 1, 33)[:, 0]
+    for size in (20, 33):
+        path = prompt(tmp_path / f"{size}.csv", x[:, :size], [60 * k for k in range(size)])
+        with pytest.warns(Warned, match=f"up to {size} steps and the model goes on from the last 15"):
+            made = modicum.generate(forecaster, n=1, prompt=path).to_pandas()
+        own = made[made["id"] == "b"]
+        assert own["time"].tolist() == [60 * k for k in range(size - 15, size + 5)]
+        assert np.allclose(own["value"][:15], x[1, size - 15 : size], atol=1e-3)
+
+
+def test_values_far_from_those_of_training_are_told(tmp_path: Path, forecaster: Run) -> None:
+    path = prompt(tmp_path / "far.csv", 1000 * waves(2, 1, 16)[:, 0], [*range(16)])
+    with pytest.warns(
+        Warned, match=r"100 % of the values lie far outside those of training \(.* in training 3.*same u"
+    ):
+        modicum.generate(forecaster, n=1, prompt=path)
+
+
+@pytest.mark.filterwarnings("ignore:.*have an id that an earlier row has")
+@pytest.mark.parametrize("row", [3, 777])
+def test_a_word_among_numbers_is_named_and_makes_no_table(tmp_path: Path, row: int) -> None:
+    path = tmp_path / "x.csv"
+    cells = [f"{k % 7}.5" for k in range(1000)]
+    cells[row] = "broken"
+    frame = pd.DataFrame({"id": np.arange(1000) // 20, "time": np.arange(1000) % 20, "v": cells})
+    for more in ({}, {"w": 1.5 * np.arange(1000)}):
+        frame.assign(**more).to_csv(path, index=False)
+        data = open_data(path)
+        assert data.modality is Series
+        own = Series.infer(data.raw, np.arange(50))
+        with pytest.raises(UserError, match=rf"x.csv, row {row + 2:,}: column 'v' holds 'broken', which is no number"):
+            own.pack(data.raw)
+        packed = own.pack(data.raw, skip_bad=True)
+        assert [own for own, _, _ in packed.bad] == [row // 20]
+    frame.sort_values("time").to_csv(path, index=False)
+    assert open_data(path).modality is Series
+    cells[50:90:2] = ["a", "b", "c", "d"] * 5
+    frame.assign(v=cells, w=1.5).to_csv(path, index=False)
+    with pytest.warns(Warned, match="column 'v' is read as text"):
+        assert open_data(path).modality is Tables, "two per cent of texts are no slip"
+
+
+def test_rows_without_an_id_are_named_as_in_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(
+        "id,time,v\n" + "".join(f"{'' if k == 4 else k // 4},{k % 4},{k}\n" for k in range(12))
+    )
+    raw, _ = Series.scan(tmp_path / "x.csv")
+    assert raw.bad()[0][1:] == (f"{tmp_path / 'x.csv'}, row 6", "its id is empty")
 
 
 # Views

@@ -65,6 +65,10 @@ def test_bad_text_files_are_named_with_their_line(tmp_path: Path) -> None:
         open_data(written(tmp_path / "blank.txt", "\n \n"))
     with pytest.raises(UserError, match="the file is UTF-16"):
         open_data(written(tmp_path / "wide.txt", "two\n".encode("utf-16")))
+    for end in ("", "\n\n"):
+        with pytest.warns(Warned, match=r"one.txt: all of it is one line of 2,000 characters.* wanted one text a line"):
+            assert len(open_data(written(tmp_path / "one.txt", "word " * 400 + end))) == 1
+    assert len(open_data(written(tmp_path / "short.txt", "one text alone\n"))) == 1
 
 
 LONG = [f"this row number {k} has quite a few different words in it" for k in range(20)]
@@ -135,15 +139,15 @@ def test_empty_texts_are_named_and_left_out_only_when_asked(tmp_path: Path) -> N
     path = small.csv(tmp_path / "x.csv", {"id": ["p", "q", "r"], "text": ["some words", None, "  "]})
     raw = open_data(path).raw
     made = Text.infer(raw, np.arange(3))
-    with pytest.raises(UserError, match=r"2 of 3 texts are empty \(row q, row r\): use --skip-bad"):
+    with pytest.raises(UserError, match=r"2 of 3 texts are empty \(.*x.csv, row 3 \(q\), .*x.csv, row 4 \(r\)\): use"):
         made.pack(raw)
     held = made.pack(raw, skip_bad=True)
     assert held.keep.tolist() == [0]
-    assert held.bad == [(1, "row q", "the text is empty"), (2, "row r", "the text is empty")]
+    assert held.bad == [(k, f"{path}, row {k + 2} ({'pqr'[k]})", "the text is empty") for k in (1, 2)]
     assert made.texts(held.source.rows(np.array([0]))) == ["some words"]
     with pytest.raises(UserError, match="none of the 2 rows holds text in column 'text'"):
         made.pack(raw.take([1, 2]), skip_bad=True)
-    with pytest.raises(UserError, match=r"1 of 2 texts are empty \(row q\)"):
+    with pytest.raises(UserError, match=r"1 of 2 texts are empty \(.*row 3 \(q\)\)"):
         made.pack(raw.take([0, 1]))
 
 

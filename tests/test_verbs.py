@@ -26,6 +26,7 @@ from modicum.datasets.data import open_data
 from modicum.modalities.tables import Tables
 from modicum.training import contest
 from modicum.training.run import load_tensors
+from modicum.verbs.finetune import verdict
 
 
 def hashes_of(run: Run, images: Path) -> np.ndarray:
@@ -345,3 +346,14 @@ def test_next_token_on_values_is_said_to_learn_features_only(
     assert f"note: {words}" in capsys.readouterr().err
     with pytest.raises(UserError, match=words):
         modicum.generate(run)
+
+
+def test_a_score_below_that_of_the_mean_is_said_to_be_of_no_use() -> None:
+    rows: list[dict[str, Any]] = [
+        {"name": "scratch", "mean": -0.5, "low": -0.9, "high": -0.1},
+        {"name": "probe", "mean": -0.2, "low": -0.4, "high": 0.0},
+    ]
+    rows[1]["versus"] = {"mean": 0.3, "low": 0.1, "high": 0.5, "verdict": "gain"}
+    assert verdict(rows, "probe").endswith("worse than predicting the mean: none of these is of use.")
+    rows[1]["mean"] = 0.1
+    assert "predicting the mean" not in verdict(rows, "probe")

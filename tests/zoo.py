@@ -13,7 +13,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from modicum.core import seeds
-from modicum.core.spec import build, part
+from modicum.core.spec import build, parse, part
 from modicum.core.types import Batch, Input, Objective, Trunk
 from modicum.nn.encoder import tower
 
@@ -176,10 +176,12 @@ def trunk(text: str, dim: int = 3, grid: tuple[int, ...] = (8, 8)) -> Callable[[
     return make
 
 
-def objective(text: str, encoder: str, given: Callable[[], tuple[Input, Batch]]) -> Callable[[], Objective]:
+def objective(
+    text: str, encoder: str, given: Callable[[], tuple[Input, Batch]], **context: Any
+) -> Callable[[], Objective]:
     def make() -> Objective:
         with seeds.forked(0, "init"):
-            return build("objective", text, encoder=tower(given()[0], encoder))
+            return build("objective", parse(text), encoder=tower(given()[0], encoder), **context)
 
     return make
 
@@ -189,6 +191,38 @@ def with_target(given: Callable[[], tuple[Input, Batch]], numbers: bool) -> Call
         rows = given()[1]
         target = torch.arange(len(next(iter(rows.values())))) % 3
         return {**rows, "target": 5 + 2.5 * target.float() if numbers else target}
+
+    return batch
+
+
+def some_labels(given: Callable[[], tuple[Input, Batch]]) -> Callable[[], Batch]:
+    """The rows with classes, every fourth unknown."""
+
+    def batch() -> Batch:
+        rows = with_target(given, False)()
+        unknown = torch.arange(len(rows["target"])) % 4 == 3
+        return {**rows, "target": rows["target"].masked_fill(unknown, -1)}
+
+    return batch
+
+
+def in_halves(given: Callable[[], tuple[Input, Batch]]) -> Callable[[], Batch]:
+    """Pairs of the first half of the rows with the second, of which every other one is similar."""
+
+    def batch() -> Batch:
+        rows = given()[1]
+        half = len(next(iter(rows.values()))) // 2
+        return {**{k: v[: 2 * half] for k, v in rows.items()}, "similar": (torch.arange(half) % 2).repeat(2)}
+
+    return batch
+
+
+def in_thirds(given: Callable[[], tuple[Input, Batch]]) -> Callable[[], Batch]:
+    """Triplets of the first, second and last third of the rows."""
+
+    def batch() -> Batch:
+        rows = given()[1]
+        return {k: v[: len(v) // 3 * 3] for k, v in rows.items()}
 
     return batch
 
@@ -358,6 +392,50 @@ OBJECTIVES = [
     Row("autoencoder", "graphs", objective("autoencoder(code=6)", GIN, graphs), lambda: graphs()[1]),
     Row("supervised", "graphs", objective("supervised(3)", GIN, graphs), with_target(graphs, False)),
     Row("simclr", "pair", objective("simclr(hidden=16, out=8)", PAIR, pairs), lambda: pairs()[1]),
+    Row("masked", "images-normalised", objective("masked(normalise=True)", VISION, images), lambda: images()[1]),
+    Row("vae", "images", objective("vae(code=4)", CONV, images), lambda: images()[1]),
+    Row("vae", "tables", objective("vae(code=4, beta=.5, free_bits=.01)", MLP, tables), lambda: tables()[1]),
+    Row("vae", "text", objective("vae(code=4)", SET, texts), lambda: texts()[1]),
+    Row("vae", "series", objective("vae(code=4)", RNN, series), lambda: series()[1]),
+    Row("next_token", "tables", objective("next_token()", GPT, tables), lambda: tables()[1]),
+    Row("next_token", "images", objective("next_token()", GPT, images), lambda: images()[1]),
+    Row("supcon", "images", objective("supcon(hidden=16, out=8)", CONV, images), some_labels(images)),
+    Row("supcon", "text", objective("supcon(hidden=16, out=8)", SET, texts), some_labels(texts)),
+    Row("triplet", "hard", objective("triplet(None, 'hard', hidden=16, out=8)", CONV, images), some_labels(images)),
+    Row("triplet", "random", objective("triplet(1., 'random', hidden=16, out=8)", MLP, tables), some_labels(tables)),
+    Row("triplet", "given", objective("triplet(hidden=16, out=8)", GIN, graphs, from_file=True), in_thirds(graphs)),
+    Row("pairs", "text", objective("pairs(hidden=16, out=8)", SET, texts), in_halves(texts)),
+    Row("pairs", "images", objective("pairs(hidden=16, out=8)", CONV, images), in_halves(images)),
+    *(
+        Row(name, which, objective(f"{name}({extra}hidden=16, out=8)", encoder, given), lambda given=given: given()[1])
+        for name, extra in (
+            ("vicreg", "n=3, "),
+            ("barlow", ""),
+            ("lejepa", "n=3, count=8, "),
+            ("byol", ""),
+            ("moco", "queue=30, "),
+            ("dino", "n=3, prototypes=12, "),
+        )
+        for which, encoder, given in (("images", CONV, images), ("text", SET, texts), ("graphs", GIN, graphs))
+    ),
+    Row("latent_masked", "images", objective("latent_masked()", CONV, images), lambda: images()[1]),
+    Row("latent_masked", "images-visible", objective("latent_masked(.6)", VISION, images), lambda: images()[1]),
+    Row("latent_masked", "tables-mlp", objective("latent_masked(.3)", MLP, tables), lambda: tables()[1]),
+    Row("latent_masked", "text", objective("latent_masked()", WORDS, texts), lambda: texts()[1]),
+    Row("latent_masked", "series", objective("latent_masked()", RNN, series), lambda: series()[1]),
+    Row("latent_masked", "graphs", objective("latent_masked()", GIN, graphs), lambda: graphs()[1]),
+    Row(
+        "combined",
+        "two",
+        objective("masked(ratio=.5) + .1*vicreg(hidden=16, out=8)", CONV, images),
+        lambda: images()[1],
+    ),
+    Row(
+        "combined",
+        "semi",
+        objective("simclr(hidden=16, out=8) + supervised()", MLP, tables, outputs=3),
+        some_labels(tables),
+    ),
 ]
 
 MODALITIES = [

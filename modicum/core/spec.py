@@ -188,8 +188,11 @@ def build(kind: str, spec: Spec | str, **given: Any) -> Any:
         spec = parse(spec, kind)
     if not _is_spec(spec):
         raise UserError(f"no {kind} can be made of {spec!r:.200}; wanted a name and its args")
-    if "sum" in spec:
+    if "sum" in spec and kind != "objective":
         raise UserError(f"a sum cannot be used as {kind} here: '{text_of(spec)}'")
+    if "sum" in spec:
+        context = {k: v.call(None) if isinstance(v, Make) else v for k, v in given.items() if k != "encoder"}
+        return part(kind, "combined")(given["encoder"], _tuples(spec["sum"]), context)
     cls = part(kind, spec["name"])
     wanted = arguments(cls)
     args = _named(kind, spec, [k for k in wanted if k not in given or isinstance(given[k], Make)], wanted)

@@ -191,9 +191,9 @@ class Input(ABC):
         """What a person should know of how the data is read, such as the kinds of a table's columns; "" for nothing."""
         return ""
 
-    def prompt(self, text: str | None, n: int) -> Batch | None:
-        """`n` rows that begin with `text`, for a model to go on with; None where nothing is to begin with."""
-        del n
+    def prompt(self, text: str | None, n: int, length: int | None = None) -> Batch | None:
+        """`n` rows that begin with `text`, to go on with to `length` tokens; None where nothing is to begin with."""
+        del n, length
         if text is not None:
             raise UserError(f"--prompt {text!r}: {self.modality} take no prompt; it is for text")
         return None
@@ -222,8 +222,9 @@ class Input(ABC):
     def show(self, batch: Batch) -> list[dict[str, str]]:
         """What to show a person of every row: {"thumb": data URI} or {"text": words}."""
 
-    def table(self, batch: Batch) -> pa.Table:
-        """What `generate` writes of a batch: its rows in words, unless the modality has a better form."""
+    def table(self, batch: Batch, prompt: str | None = None) -> pa.Table:
+        """What `generate` writes of a batch that began with `prompt`: its rows in words, or a better form."""
+        del prompt
         shown = self.show(batch)
         if any("text" not in row for row in shown):
             raise UserError(f"{self.modality} cannot be written as text yet")
@@ -310,7 +311,14 @@ class Trunk(nn.Module, ABC):
 
 
 class Objective(nn.Module, ABC):
-    """A model and its loss: `corrupt` holds all the randomness, `forward` all the parameters."""
+    """A model and its loss: `corrupt` holds all the randomness, `forward` all the parameters.
+
+    Batches have classes, `target` (b,) with -1 where unknown, if it `uses_labels`; `roles` name the rows of a sample
+    in the user's file of pairs or triplets: a batch then has all rows of the first role, then of the second, ...
+    """
+
+    uses_labels: bool = False
+    roles: tuple[str, ...] = ()
 
     @abstractmethod
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted: ...

@@ -11,7 +11,7 @@ from modicum.core.spec import part
 from modicum.datasets.data import Data
 from modicum.modalities._seriests import read_ts
 
-LICENCE = "free for research as the UCR and UEA archives say; aeon, which it ships in, is BSD-3-Clause"
+LICENCE = "not stated in its files; the archive asks to be cited (Dau et al. 2019); aeon, which has it, is BSD-3-Clause"
 
 
 def load(name: str, folder: str) -> Data:

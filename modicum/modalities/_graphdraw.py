@@ -27,6 +27,13 @@ def drawn(ends: np.ndarray, count: int, first: bool) -> str:
     return f'{head}<path d="{lines}" stroke="#999" fill="none"/><g fill="#36c">{dots}</g>{mark}</svg>'
 
 
+def edges(ends: np.ndarray) -> int:
+    """How many edges there are for a reader: those that all go both ways count once."""
+    there = {(i, j) for i, j in ends.tolist()}
+    both = len(there) == len(ends) and all((j, i) in there for i, j in there)
+    return sum(i <= j for i, j in there) if both else len(ends)
+
+
 def springs(ends: np.ndarray, count: int, rounds: int = 50) -> np.ndarray:
     """Places (n, 2) of nodes that repel each other and attract along edges (Fruchterman & Reingold 1991)."""
     angle = 2 * np.pi * np.arange(count) / max(count, 1)

@@ -29,7 +29,7 @@ from modicum.modalities._graphlinks import FORMS, from_dicts, is_graph, is_pyg, 
 from modicum.modalities._graphmolecules import ALPHABET, ATOM, BOND, Molecule
 from modicum.modalities._graphpack import Features, RawGraphs, Store, keep, kept, offsets
 from modicum.modalities._graphpyg import from_data
-from modicum.modalities._tableread import bad_rows
+from modicum.modalities._tableread import bad_rows, like, placed
 from modicum.modalities._tableread import scan as scan_table
 
 SMILES = ("smiles", "canonical_smiles", "isomeric_smiles", "smi", "smiles_string", "mol_smiles", "mol", "molecule")
@@ -63,6 +63,7 @@ def scan(path: Path) -> tuple[RawGraphs, pa.Table]:
         raw = from_table(read_sdf(path), str(path))
     elif kind in JSON and is_graph(path):
         raw = from_dicts(read_json(path), str(path))
+        placed(raw.facts, path)
     else:
         table = scan_table(path)
         raw = from_table(table, str(path), bad_rows(table))
@@ -162,7 +163,7 @@ def from_table(table: pa.Table, where: str, left_out: Sequence[tuple[int, str, s
     molecules.chem()
     made = _cached(texts)
     if "scaffold" not in table.column_names:
-        table = table.append_column("scaffold", pa.array(made[1], pa.string()))
+        table = like(table.append_column("scaffold", pa.array(made[1], pa.string())), table)
     store, _, hashes, bad, several = made
     every = np.arange(len(texts))
     return RawGraphs(store, table, hashes, every, None, bad, left_out, several, True)
@@ -226,16 +227,17 @@ def _plain(path: Path) -> pa.Table:
     check_encoding(path)
     try:
         with opened(path) as file:
-            lines = [line.split(None, 1) for line in file.read().decode("utf-8-sig").splitlines() if line.strip()]
+            every = enumerate(file.read().decode("utf-8-sig").splitlines(), 1)
+            lines = [(number, line.split(None, 1)) for number, line in every if line.strip()]
     except (OSError, EOFError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from error
-    if lines and lines[0][0].lower() in SMILES:
+    if lines and lines[0][1][0].lower() in SMILES:
         lines = lines[1:]
     if not lines:
         raise UserError(f"{path}: the file holds no SMILES")
-    ids = [line[1].strip() if len(line) > 1 else str(k) for k, line in enumerate(lines)]
+    ids = [line[1].strip() if len(line) > 1 else str(k) for k, (_, line) in enumerate(lines)]
     _warn_of_twins(ids, str(path))
-    return pa.table({"id": ids, "smiles": [line[0] for line in lines]})
+    return placed(pa.table({"id": ids, "smiles": [line[0] for _, line in lines]}), path, [n for n, _ in lines])
 
 
 def read_sdf(path: Path) -> pa.Table:
@@ -261,7 +263,7 @@ def read_sdf(path: Path) -> pa.Table:
         raise UserError(f"{path}: holds no molecule")
     _warn_of_twins([str(row["id"]) for row in rows], str(path))
     names = list(dict.fromkeys(name for row in rows for name in row))
-    return pa.table({name: _typed([row.get(name) for row in rows]) for name in names})
+    return placed(pa.table({name: _typed([row.get(name) for row in rows]) for name in names}), path)
 
 
 def _typed(values: Iterable[str | None]) -> pa.Array:

@@ -132,7 +132,10 @@ def from_dicts(given: Sequence[Any], where: str) -> RawGraphs:
         return finished(store, table_of(facts, where), bad, where)
     if bad:
         row, why = next(iter(bad.items()))
-        raise UserError(f"{where}: {len(bad)} of {len(links)} graphs cannot be used, such as graph {row}: {why}")
+        count = len(links)
+        raise UserError(
+            f"{where}: {len(bad)} of {count} graphs cannot be used, such as graph {row + 1} of {count}: {why}"
+        )
     alone, rows = len(links) == 1, []
     for fact, g in zip(facts, links, strict=True):
         for k, node in enumerate(g.nodes):

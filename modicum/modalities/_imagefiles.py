@@ -19,7 +19,7 @@ from modicum.core.errors import UserError, Warned
 from modicum.modalities._files import PARQUET, TABLES, content_key, table_kind
 from modicum.modalities._folders import meaning, name_of, walk
 from modicum.modalities._imagearrays import checked, idx_sets, is_idx, merged, read_idx, read_numpy
-from modicum.modalities._tableread import read_table
+from modicum.modalities._tableread import place_of, read_table
 
 EXTENSIONS = {
     ".png",
@@ -186,7 +186,8 @@ def _scan_table(table: pa.Table, base: Path, where: str) -> tuple[RawImages, pa.
     paths = [os.path.join(base, v) if v else "" for v in values]
     missing = [row for row, path in enumerate(paths) if not os.path.isfile(path)]
     if missing:
-        some = ", ".join(f"row {r + 1}: {values[r] or '(blank)'}" for r in missing[:5])
+        named = [(place_of(table, row).rpartition(", ")[2], values[row] or "(blank)") for row in missing[:5]]
+        some = ", ".join(f"{place}: {value}" for place, value in named)
         raise UserError(f"{where}: {len(missing)} of {len(paths)} images in column '{name}' are missing: {some}")
     if "label" in table.column_names and "label" in _strings(table):
         label = table.column("label").cast(pa.string())

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modicum.core.errors import UserError
+from modicum.core.errors import UserError, Warned
 from modicum.modalities import _seriesarrays, _serieslong
 from modicum.modalities._files import TABLES, as_table, table_kind
 from modicum.modalities._seriesraw import RawSeries
 from modicum.modalities._seriests import is_ts, read_ts
-from modicum.modalities._tableread import read_table
+from modicum.modalities._tableread import scan as scan_table
 
 WANTED = (
     "an array (n, channels, time) or (n, time) as .npy, .npz or in memory, a .ts file of the UCR and UEA archives, a "
@@ -48,7 +49,11 @@ def scan(path: Path) -> RawSeries:
     if path.suffix.lower() in (".npy", ".npz"):
         return _seriesarrays.read_numpy(path)
     if table_kind(path) in TABLES:
-        return _serieslong.read_long(read_table(path, unique=False), str(path))
+        with warnings.catch_warnings():
+            # A text among numbers is told of with its series, when these are packed.
+            warnings.filterwarnings("ignore", ".* is read as text, because", Warned)
+            table = scan_table(path, unique=False)
+        return _serieslong.read_long(table, str(path))
     return read_ts([(path, None)])
 
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.dataset
 
 from modicum.core.errors import UserError, Warned
 from modicum.modalities._files import CSV, JSON, ONE_BY_ONE, peek, table_kind, thrifty
 from modicum.modalities._seriesraw import RawSeries
 from modicum.modalities._tablecolumns import as_timestamps, is_number, is_text, is_time, numbers
+from modicum.modalities._tableread import bad_rows, place_of
 
 IDS = ("id", "series", "series_id", "seriesid", "unique_id", "sample_id")
 TIMES = ("time", "t", "timestamp", "step", "datetime", "time_step", "timestep")
@@ -24,6 +27,10 @@ FACTS = (*LABELS, "split", "group", "fold")
 """Columns that are never values of a series."""
 MANY = 20_000
 """Rows whose ids are read to see whether any is used twice."""
+GAPS = ("", "?", "NaN", "nan", "NA", "null")
+"""What is written where a value is missing."""
+LEAST, SLIPS = 8, 100
+"""A column of LEAST texts or more is one of numbers with slips where one of SLIPS, or one at all, is none at most."""
 CLOCK = 2
 """Rows are put on a regular clock where that gives at most so many steps a row."""
 
@@ -51,20 +58,34 @@ def _may(kind: pa.DataType) -> bool:
     return is_number(kind) or is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)
 
 
-def is_long(table: pa.Table) -> bool:
+def is_long(table: pa.Table, more: pa.Table | None = None) -> bool:
     """Whether the first rows of a table are those of a long one: ids come again, and beside them are numbers only.
 
-    A text may say something of a series, and is then the same in all of its rows: a table with other texts is no
-    table of series.
+    `more` has the ids and texts of more rows.
+
+    A text may say something of a series, and is then the same in all of its rows, or be a slip among numbers, which
+    is told of when the series are packed: a table with other texts is no table of series.
     """
     names = _find(table.schema)
-    if names is None or not any(is_number(table.schema.field(n).type) for n in names.values):
+    if names is None:
         return False
-    ids = table.column(names.id)
+    rows = table if more is None else more
+    ids = rows.column(names.id)
     if len(pc.unique(ids)) > len(ids) / 2:
         return False
-    texts = [n for n in names.values if is_text(table.schema.field(n).type)]
-    return not any(_varies(table.column(n), _codes(ids)) for n in texts)
+    varying = [n for n in _texts(table, names) if _varies(rows.column(n), _codes(ids))]
+    some = any(is_number(table.schema.field(n).type) for n in names.values)
+    return (some or bool(varying)) and all(_slips(rows.column(n)) for n in varying)
+
+
+def _texts(table: pa.Table, names: Names) -> list[str]:
+    return [n for n in names.values if is_text(table.schema.field(n).type)]
+
+
+def _slips(column: pa.ChunkedArray) -> bool:
+    """Whether a column of texts is one of numbers, but for a few cells."""
+    wrong, known = _odd(column)
+    return known >= LEAST and len(wrong) <= max(1, known // SLIPS)
 
 
 def claims(path: Path) -> bool:
@@ -74,23 +95,26 @@ def claims(path: Path) -> bool:
         names = _find(head.schema)
         if names is None:
             return False
-        if len(pc.unique(head.column(names.id))) <= len(head) / 2:
-            return is_long(head)
-        ids = _ids(path, names.id) if len(head) >= 100 else head.column(names.id)  # time by time, not series by series
-        again = len(pc.unique(ids)) <= len(ids) / 2
-        return again and any(is_number(head.schema.field(n).type) for n in names.values)
+        texts = _texts(head, names)
+        apart = len(pc.unique(head.column(names.id))) > len(head) / 2  # time by time, not series by series
+        return is_long(head, _rows(path, [names.id, *texts]) if len(head) >= 100 and (apart or texts) else None)
     except UserError:
         return False
 
 
-def _ids(path: Path, name: str) -> pa.ChunkedArray:
-    """The ids of the first rows of a table's file."""
+def _rows(path: Path, names: Sequence[str]) -> pa.Table:
+    """Columns of the first rows of a table's file; those of a CSV as text."""
     kind = table_kind(path)
-    read = "json" if kind in JSON else thrifty()
+    read: Any = "json" if kind in JSON else thrifty()
     if kind in CSV:
-        read = pyarrow.dataset.CsvFileFormat(pa.csv.ParseOptions(delimiter=CSV[kind], newlines_in_values=True))
+        read = pyarrow.dataset.CsvFileFormat(
+            pyarrow.csv.ParseOptions(
+                delimiter=CSV[kind], newlines_in_values=True, invalid_row_handler=lambda _: "skip"
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(column_types={name: pa.string() for name in names}),
+        )
     try:
-        return pyarrow.dataset.dataset(path, format=read).scanner(columns=[name], **ONE_BY_ONE).head(MANY).column(0)
+        return pyarrow.dataset.dataset(path, format=read).scanner(columns=[*names], **ONE_BY_ONE).head(MANY)
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: cannot be read as a table: {error}") from None
 
@@ -111,11 +135,12 @@ def read_long(table: pa.Table, where: str) -> RawSeries:
         )
     if not table.num_rows:
         raise UserError(f"{where}: the table has no rows")
-    table = table.combine_chunks()
-    codes, time = _codes(table.column(names.id)), _times(table.column(names.time), where)
-    lost = [(f"row {row}", f"its {names.id} is empty") for row in np.flatnonzero(codes < 0).tolist()]
+    given, table = table, table.combine_chunks()
+    codes, (time, stamp) = _codes(table.column(names.id)), _times(table.column(names.time), where)
+    lost = [(place, why) for _, place, why in bad_rows(given)]
+    lost += [(place_of(given, row), f"its {names.id} is empty") for row in np.flatnonzero(codes < 0).tolist()]
     lost += [
-        (f"row {row}", f"its {names.time} is empty or no time")
+        (place_of(given, row), f"its {names.time} is empty or no time")
         for row in np.flatnonzero((codes >= 0) & np.isnan(time)).tolist()
     ]  # fmt: skip
     kept = np.flatnonzero((codes >= 0) & ~np.isnan(time))
@@ -126,12 +151,13 @@ def read_long(table: pa.Table, where: str) -> RawSeries:
     facts, faults = _facts(table, names, codes)
     order = np.lexsort((time, codes))
     _tell_unsorted(codes, time, facts, where)
-    values, channels = _values(table, names, codes, where, faults)
+    values, channels = _values(table, names, codes, where, lambda row: place_of(given, int(kept[row])), faults)
     codes, time = codes[order], time[order]
     for row in np.flatnonzero((np.diff(codes) == 0) & (np.diff(time) == 0)).tolist():
-        told = table.column(names.time)[int(order[row])]
-        faults.setdefault(int(codes[row]), f"{names.time} {told} is there twice")
-    return _assembled(values[order], codes, time, facts, channels, faults, tuple(lost))
+        told, again = table.column(names.time)[int(order[row])], place_of(given, int(kept[order[row + 1]]))
+        faults.setdefault(int(codes[row]), f"{names.time} {told} is there twice, again in {again}")
+    made = _assembled(values[order], codes, time, facts, channels, faults, tuple(lost))
+    return replace(made, stamp=stamp)
 
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
@@ -146,16 +172,18 @@ def _codes(column: pa.ChunkedArray) -> np.ndarray:
     return pc.fill_null(pc.index_in(column, value_set=known), -1).to_numpy().astype(np.int64)
 
 
-def _times(column: pa.ChunkedArray, where: str) -> np.ndarray:
-    """Times as numbers (n,), NaN where empty or no time; UserError where none is one."""
-    kind = column.type
-    if is_text(kind) and as_timestamps(column) is not None:
-        time = numbers(column, date=True)
+def _times(column: pa.ChunkedArray, where: str) -> tuple[np.ndarray, pa.DataType | None]:
+    """Times as numbers (n,), NaN where empty or no time, and their type if they are dates; UserError where none is."""
+    kind, stamps = column.type, as_timestamps(column) if is_text(column.type) else None
+    if stamps is not None:
+        time, kind = numbers(stamps), stamps.type
     elif is_time(kind) or is_number(kind) or is_text(kind):
         time = numbers(column)
     else:
         raise UserError(f"{where}: times are numbers, dates or ISO 8601 texts; the column holds {kind}")
-    return np.where(np.isfinite(time), time, np.nan)
+    dates = pa.types.is_timestamp(kind) or pa.types.is_date(kind)
+    stamp = pa.timestamp("us", getattr(kind, "tz", None)) if dates else None
+    return np.where(np.isfinite(time), time, np.nan), stamp
 
 
 def _varies(column: pa.ChunkedArray, codes: np.ndarray) -> bool:
@@ -206,9 +234,12 @@ def _tell_unsorted(codes: np.ndarray, time: np.ndarray, facts: pa.Table, where: 
 
 
 def _values(
-    table: pa.Table, names: Names, codes: np.ndarray, where: str, faults: dict[int, str]
+    table: pa.Table, names: Names, codes: np.ndarray, where: str, place: Callable[[int], str], faults: dict[int, str]
 ) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The columns of values as float64 (rows, channels), and their names; texts among numbers go to `faults`."""
+    """The columns of values as float64 (rows, channels), and their names; texts among numbers go to `faults`.
+
+    `place` says where a row is.
+    """
     found: dict[str, np.ndarray] = {}
     for name in names.values:
         column = table.column(name)
@@ -219,19 +250,25 @@ def _values(
         if is_text(column.type):
             if not _varies(column, codes):
                 continue
-            text = pc.fill_null(pc.utf8_trim_whitespace(column), "").to_numpy(zero_copy_only=False)
-            gap = np.isin(text.astype(str), ("", "?", "NaN", "nan", "NA", "null"))
-            wrong = np.flatnonzero(np.isnan(x) & ~gap)
-            if 2 * len(wrong) > (~gap).sum():
+            wrong, known = _odd(column)
+            if 2 * len(wrong) > known:
                 words = f"{where}: column '{name}' holds text that changes within series and is left out"
                 warnings.warn(words, Warned, stacklevel=4)
                 continue
             for row in wrong[::-1].tolist():
-                faults[int(codes[row])] = f"column '{name}' holds '{text[row][:40]}', which is no number"
+                cell = str(column[row]).strip()[:40]
+                faults[int(codes[row])] = f"{place(row)}: column '{name}' holds '{cell}', which is no number"
         found[name] = x
     if not found:
         raise UserError(f"{where}: no column of numbers is left besides {names.id} and {names.time}")
     return np.stack([*found.values()], 1), tuple(found)
+
+
+def _odd(column: pa.ChunkedArray) -> tuple[np.ndarray, int]:
+    """The rows in which a column of texts holds what is no number, and how many hold anything."""
+    text = pc.fill_null(pc.utf8_trim_whitespace(column), "")
+    gap = pc.is_in(text, value_set=pa.array(GAPS, text.type)).to_numpy()
+    return np.flatnonzero(np.isnan(numbers(column)) & ~gap), int((~gap).sum())
 
 
 def _assembled(
@@ -246,25 +283,28 @@ def _assembled(
     """Sorted rows as series, on a regular clock where all times are those of one."""
     steps = np.bincount(codes, minlength=len(facts))
     starts = np.cumsum(steps) - steps
-    place = _clock(time, codes, starts)
-    if place is not None:
-        steps = np.zeros(len(facts), np.int64)
+    clock = _clock(time, codes, starts)
+    if clock is not None:
+        place, gap = clock
+        begin, steps = time[starts], np.zeros(len(facts), np.int64)
         np.maximum.at(steps, codes, place + 1)
         starts = np.cumsum(steps) - steps
         full = np.full((int(steps.sum()), values.shape[1]), np.nan)
         full[starts[codes] + place] = values
         values = full
-    return RawSeries(values, facts, starts, steps, channels, faults, tuple(lost))
+        time = np.repeat(begin, steps) + gap * (np.arange(len(full)) - np.repeat(starts, steps))
+    return RawSeries(values, facts, starts, steps, channels, faults, tuple(lost), times=time)
 
 
-def _clock(time: np.ndarray, codes: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
-    """The step (n,) of every row on the clock of the usual time between two rows; None where there is no such one."""
+def _clock(time: np.ndarray, codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, float] | None:
+    """The step (n,) of every row on the clock of the usual time between two, and that; None where there is none."""
     gaps = np.diff(time)[np.diff(codes) == 0]
     if not (gaps > 0).any() or (gaps == gaps.max()).all():
         return None
-    exact = (time - time[starts][codes]) / np.median(gaps[gaps > 0])
+    gap = float(np.median(gaps[gaps > 0]))
+    exact = (time - time[starts][codes]) / gap
     place = np.rint(exact)
     if (np.abs(exact - place) > 1e-3).any():
         return None
     ends = np.append(starts[1:], len(codes)) - 1
-    return place.astype(np.int64) if (place[ends] + 1).sum() <= CLOCK * len(codes) else None
+    return (place.astype(np.int64), gap) if (place[ends] + 1).sum() <= CLOCK * len(codes) else None

@@ -32,6 +32,7 @@ class RawSeries:
 
     NaN is a missing value; steps after the last known value are no part of a series. `names` are the columns that the
     channels were, of a table; `faults` say why series cannot be used; `lost` are (place, why) of what belongs to none.
+    `times` (steps,) are those of every step, where known, in seconds where they are dates of the type `stamp`.
     """
 
     values: np.ndarray
@@ -42,6 +43,8 @@ class RawSeries:
     faults: dict[int, str] = field(default_factory=dict)
     lost: tuple[tuple[str, str], ...] = ()
     index: np.ndarray | None = None
+    times: np.ndarray | None = None
+    stamp: pa.DataType | None = None
 
     def __len__(self) -> int:
         if self.index is not None:
@@ -82,6 +85,24 @@ class RawSeries:
         out = np.full((*real.shape, self.channels), np.nan)
         out[real] = self.values[(self.starts[own][:, None] + place)[real]]
         return out.transpose(0, 2, 1)
+
+    def part(self, first: np.ndarray, count: int) -> RawSeries:
+        """Of every series the `count` steps from its step `first` (n,) on, which it must have, in memory."""
+        own = np.arange(len(self))
+        place = (first[:, None] + np.arange(count))[:, None]
+        values = np.take_along_axis(self.read(own), np.broadcast_to(place, (len(own), self.channels, count)), 2)
+        facts = self.facts.take(pa.array(own if self.index is None else self.index))
+        return RawSeries(values, facts, names=self.names)
+
+    def time(self, row: int, first: int, count: int) -> np.ndarray:
+        """The times (count,) of a series from its step `first` on, going on by its usual gap after its end."""
+        if self.times is None or self.starts is None or self.steps is None:
+            return np.arange(first, first + count, dtype=np.float64)
+        own = row if self.index is None else int(self.index[row])
+        known = self.times[self.starts[own] : self.starts[own] + self.steps[own]]
+        gap = float(np.median(np.diff(known))) if len(known) > 1 else 1.0
+        more = known[-1] + gap * np.arange(1, max(0, first + count - len(known)) + 1)
+        return np.concatenate([known, more])[first : first + count]
 
     def chunks(self, index: np.ndarray) -> list[np.ndarray]:
         """The series `index` in parts of about `CELLS` values."""

@@ -43,12 +43,13 @@ Bad = list[tuple[int, str, str]]
 class Known(NamedTuple):
     """Of a table that was read: its path, the key of its content where cached, and what is wrong with ragged rows.
 
-    Rows of the file count from 1, a CSV's header among them.
+    Rows of the file count from 1, a CSV's header among them; `lines` are their numbers where these do not follow.
     """
 
     path: Path | None = None
     key: str | None = None
     ragged: tuple[str, ...] = ()
+    lines: tuple[int, ...] = ()
 
 
 _known: dict[int, Known] = {}
@@ -63,6 +64,18 @@ def _remember(table: pa.Table, **more: Any) -> None:
 
 def _of(table: pa.Table) -> Known:
     return _known.get(id(table), Known())
+
+
+def placed(table: pa.Table, path: Path, lines: Sequence[int] = ()) -> pa.Table:
+    """The table, remembered as that of a file; `lines` as in `Known`."""
+    _remember(table, path=path, lines=tuple(lines))
+    return table
+
+
+def like(table: pa.Table, other: pa.Table) -> pa.Table:
+    """The table, remembered as having the rows of the `other`."""
+    _remember(table, **_of(other)._asdict())
+    return table
 
 
 def key_of(table: pa.Table) -> str | None:
@@ -86,6 +99,8 @@ def place_of(table: pa.Table, row: int) -> str:
     known = _of(table)
     if known.path is None:
         return f"row {row}"
+    if known.lines:
+        return f"{known.path}, row {known.lines[row]:,}"
     if known.path.is_dir():
         return f"{known.path}, row {row + 1:,}"
     place = row + 1 + (table_kind(known.path) in CSV)
@@ -94,10 +109,10 @@ def place_of(table: pa.Table, row: int) -> str:
     return f"{known.path}, row {place:,}"
 
 
-def scan(path: Path) -> pa.Table:
+def scan(path: Path, unique: bool = True) -> pa.Table:
     """`read_table`, with ragged rows left for `bad_rows`."""
     ragged: list[str] = []
-    table = read_table(path, ragged)
+    table = read_table(path, ragged, unique)
     _remember(table, ragged=tuple(ragged))
     return table
 

@@ -17,7 +17,7 @@ from modicum.core.errors import UserError
 from modicum.modalities import _textplain
 from modicum.modalities._files import PARQUET, PLAIN, TABLES, as_table, peek, table_kind
 from modicum.modalities._folders import walk
-from modicum.modalities._tableread import key_of, read_table
+from modicum.modalities._tableread import key_of, place_of, read_table
 
 COLUMNS = ["text", "sentence", "review", "document", "content", "body", "comment", "tweet", "message", "abstract"]
 COLUMNS += ["description", "gloss", "question", "article", "post", "quote", "title", "headline"]
@@ -109,9 +109,13 @@ class RawTexts:
         return self._hashes[name]
 
     def place(self, row: int) -> str:
-        """What messages call a row: its id in the file, else its number."""
+        """What messages call a row: its place in the file of a table and its id, or one of them."""
         own = row if self.rows is None else int(self.rows[row])
-        return f"row {self.facts.column('id')[own]}" if "id" in self.facts.column_names else f"row {own}"
+        name = str(self.facts.column("id")[own]) if "id" in self.facts.column_names else ""
+        place = place_of(self.facts, own)
+        if place == f"row {own}":  # of no table: the id of a text is its line or its file
+            return f"row {name or own}"
+        return f"{place} ({name})" if name else place
 
 
 def hashes_of(texts: list[str]) -> np.ndarray:

@@ -20,6 +20,8 @@ from modicum.modalities._tableread import IN_MEMORY, PIECE, Pieces, stored
 FORMAT = 1  # of the cached tables: raise it when their content would differ
 PARAGRAPH = 100
 """Lines of a paragraph, at most."""
+LONG = 1000
+"""Characters of a file's only line that is hardly meant to be one text."""
 ROWS = 1 << 14
 """Rows of a record batch."""
 
@@ -90,11 +92,19 @@ def _rows(path: Path) -> Pieces:
     than PARAGRAPH lines: a stray blank line in a list of sentences does not make it two paragraphs.
     """
     check_encoding(path)
-    blocks = most = 0
-    for size in (sum(1 for _ in lines) for full, lines in _runs(path) if full):
+    blocks = most = last = 0
+    for lines in (lines for full, lines in _runs(path) if full):
+        size = 0
+        for _, line in lines:
+            size, last = size + 1, len(line)
         blocks, most = blocks + 1, max(most, size)
     if not blocks:
         raise UserError(f"{path}: the file holds no text")
+    if (blocks, most) == (1, 1) and last > LONG:
+        words = f"{path}: all of it is one line of {last:,} characters, and so a single text; wanted one text a line"
+        warnings.warn(
+            f"{words}, or texts with blank lines between: break the line where texts end", Warned, stacklevel=5
+        )
     paragraphs = blocks > 1 and 1 < most <= PARAGRAPH
     schema = pa.schema([("id", pa.string()), ("text", pa.large_string())])
 

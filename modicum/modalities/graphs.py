@@ -230,7 +230,7 @@ class Graphs(Input):
             return [{"thumb": _graphdraw.uri(molecules.drawn(mol)), "text": write(mol)} for mol in made]
         out = []
         for codes, ends, _ in self._graphs(batch):
-            own = {"text": f"{len(codes):,} nodes, {len(ends):,} edges"}
+            own = {"text": f"{len(codes):,} nodes, {_graphdraw.edges(ends):,} edges"}
             if 0 < len(codes) <= _graphdraw.MOST:
                 own["thumb"] = _graphdraw.uri(_graphdraw.drawn(ends, len(codes), self.hops > 0))
             out.append(own)

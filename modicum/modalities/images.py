@@ -53,9 +53,27 @@ class Paint(Unembed):
     def __init__(self, pixels: Pixels) -> None:
         super().__init__()
         self.pixels, self.dim = pixels, pixels.dim
+        self.cells: tuple[int, ...] = ()
+
+    def normalise(self, grid: tuple[int, ...]) -> None:
+        """From now on compare with pixels of mean 0 and variance 1 within each of the cells of a coarser grid."""
+        if len(grid) != 2 or any(
+            side % cells or cells == side for side, cells in zip(self.pixels.grid, grid, strict=True)
+        ):
+            raise UserError(
+                f"normalise=True wants a trunk whose cells divide the image; {tuple(self.pixels.grid)} pixels in "
+                f"{tuple(grid)} cells are none"
+            )
+        self.cells = tuple(grid)
 
     def loss(self, tokens: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:
-        error = (tokens - self.pixels(batch).x).square().mean(2)
+        x = self.pixels(batch).x
+        if self.cells:
+            high, wide = (side // cells for side, cells in zip(self.pixels.grid, self.cells, strict=True))
+            cells = x.view(len(x), self.cells[0], high, self.cells[1], wide, self.dim)
+            var, mean = torch.var_mean(cells, (2, 4, 5), keepdim=True)
+            x = ((cells - mean) / (var + 1e-6).sqrt()).view_as(x)
+        error = (tokens - x).square().mean(2)
         return error if where is None else error[where]
 
     def decode(self, tokens: Tensor) -> Batch:

@@ -18,6 +18,7 @@ from modicum.core.errors import UserError, Warned, unknown
 from modicum.core.types import Batch, Input, Packed, Progress
 from modicum.modalities import _seriesfiles
 from modicum.modalities._seriesdraw import chart, data_uri
+from modicum.modalities._seriesforecast import begun, named, tell_far
 from modicum.modalities._seriesraw import RawSeries
 from modicum.modalities._seriesstats import levels, statistics
 from modicum.modalities._seriestokens import Levels, Segments
@@ -197,24 +198,22 @@ class Series(Input):
             warnings.warn(words, Warned, stacklevel=2)
         return Packed(Readings(raw, keep, self), keep, bad, look.hashes[keep])
 
-    def prompt(self, text: str | None, n: int) -> Batch | None:
-        """The whole patches of the series in a file, each `n` times: what comes after them is forecast."""
+    def prompt(self, text: str | None, n: int, length: int | None = None) -> Batch | None:
+        """The series in a file, each `n` times, as `_seriesforecast.begun` takes them: what comes after is forecast."""
         if text is None:
             return None
         path = Path(text)
         if not path.exists() or not self.claims(path):
             raise UserError(f"--prompt {text!r}: wanted a file of series to go on with, as pretrain reads them")
-        source = self.pack(self.scan(path)[0]).source
-        batch = source.rows(np.repeat(np.arange(source.size), n))
-        if len(set(batch["length"].tolist())) > 1:
-            raise UserError(f"--prompt {text}: series of one length are forecast together; these have several")
-        whole = int(batch["length"][0]) // self.patch
-        if not whole:
-            raise UserError(f"--prompt {text}: a patch has {self.patch} steps; the series have fewer")
-        if left := int(batch["length"][0]) - whole * self.patch:
-            warnings.warn(f"the last {left} steps of the prompt fill no patch and are left out", Warned, stacklevel=2)
-        batch |= {"values": batch["values"][..., : whole * self.patch], "mask": batch["mask"][:, :whole]}
-        return {**batch, "length": torch.full_like(batch["length"], whole * self.patch)}
+        raw = self.scan(path)[0]
+        if raw.bad():
+            self.pack(raw)  # names them
+        part, batch = begun(raw, self.patch, self.tokens, length, text)
+        source, rows = self.pack(part).source, np.repeat(np.arange(len(part)), n)
+        batch = source.rows(rows) | {key: value[rows] for key, value in batch.items()}
+        if self.scaling == "global":
+            tell_far(batch["values"], self.bins, self.mean, self.std, text)
+        return batch
 
     def given(self, batch: Batch) -> list[np.ndarray]:
         """Every series (channels, steps) of a batch in the units of the data, NaN where missing."""
@@ -226,14 +225,21 @@ class Series(Input):
         sizes = batch["length"].tolist() if "length" in batch else [self.length] * len(x)
         return [row[:, :size] for row, size in zip(x.numpy(), sizes, strict=True)]
 
-    def table(self, batch: Batch) -> pa.Table:
-        """The series as a long table: id, time, and a column of values a channel; it can be read again."""
+    def table(self, batch: Batch, prompt: str | None = None) -> pa.Table:
+        """The series as a long table: id, time, and a column of values a channel; it can be read again.
+
+        Ids and times are those of the `prompt`, where there is one, and there `draw` counts those of one id.
+        """
         rows = self.given(batch)
         names = self.names or [f"channel{k}" if self.channels > 1 else "value" for k in range(self.channels)]
         steps = [row.shape[1] for row in rows]
         values = np.concatenate(rows, 1)
         columns: dict[str, Any] = {"id": np.repeat(np.arange(len(rows)), steps).astype(str)}
         columns["time"] = np.concatenate([np.arange(n) for n in steps])
+        if prompt is not None and "row" in batch:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Warned)  # they were shown when it was read to go on from
+                columns = named(self.scan(Path(prompt))[0], batch, steps)
         return pa.table(columns | {name: values[k] for k, name in enumerate(names)})
 
     def flat(self, batch: Batch) -> np.ndarray:

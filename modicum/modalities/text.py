@@ -230,7 +230,7 @@ class Text(Input):
             raise UserError(f"{len(bad)} of {len(raw)} texts are empty ({named}): use --skip-bad to go on without them")
         return Packed(made.source(), made.keep, bad, made.hashes)
 
-    def prompt(self, text: str | None, n: int) -> Batch | None:
+    def prompt(self, text: str | None, n: int, length: int | None = None) -> Batch | None:
         """`n` rows of <bos>, where texts have one, and the tokens of `text`."""
         made, words = tokenizer_of(self.tokenizer), (text or "").strip()
         start = [self.special["bos"]] if self.begins else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Self
 
@@ -42,3 +43,10 @@ class Ema(nn.Module):
         """Stays in evaluation, whatever the mode of the model around it."""
         del mode
         return super().train(False)
+
+
+def rising(momentum: float, steps: int) -> Callable[[int], float]:
+    """`momentum` at step 0, rising to 1 along a cosine over `steps` (BYOL, Grill et al. 2020); constant where 0."""
+    if not steps:
+        return lambda step: momentum
+    return lambda step: 1 - (1 - momentum) * (math.cos(math.pi * min(step, steps) / steps) + 1) / 2

@@ -6,12 +6,13 @@ import math
 from typing import final
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Generator, Tensor
 
 from modicum.core.errors import UserError
-from modicum.core.types import Batch, Corrupted, Features, Objective, Tokens
+from modicum.core.types import Batch, Corrupted, Objective
 from modicum.maths.losses import spread
-from modicum.nn.encoder import Encoder, filled
+from modicum.nn.encoder import Encoder
+from modicum.nn.mirror import Mirror, mean_error, real_tokens
 
 
 @final
@@ -24,42 +25,30 @@ class Autoencoder(Objective):
 
     def __init__(self, encoder: Encoder, code: int = 32, noise: float = 0.0) -> None:
         super().__init__()
-        if code < 1 or not 0 <= noise < 1:
-            raise UserError(f"autoencoder wants code >= 1 and 0 <= noise < 1; got code={code}, noise={noise}")
+        if not 0 <= noise < 1:
+            raise UserError(f"autoencoder wants 0 <= noise < 1; got noise={noise}")
         self.encoder, self.code, self.noise = encoder, code, noise
         self.unembed = encoder.input.unembed()
-        self.bottleneck = nn.Linear(encoder.trunk.dim_out * math.prod(encoder.trunk.grid_out), code)
-        self.decoder = encoder.trunk.decoder(code)
-        self.out = (
-            nn.Identity() if encoder.trunk.dim == self.unembed.dim else nn.Linear(encoder.trunk.dim, self.unembed.dim)
-        )
+        self.mirror = Mirror(encoder, code, code, self.unembed.dim)
 
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
         if not self.noise:
             return {"batch": batch, "hide": None}
-        first, real = next(iter(batch.values())), self._real(batch)
+        first, real = next(iter(batch.values())), real_tokens(self.encoder, batch)
         shape = (len(first), math.prod(self.encoder.embed.grid) if real is None else real.shape[1])
         return {"batch": batch, "hide": torch.rand(shape, generator=rng, device=first.device) < self.noise}
 
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
-        features = self.encoder(corrupted["batch"], hide=corrupted["hide"])
-        error = self.unembed.loss(self._decode(features), corrupted["batch"], self._real(corrupted["batch"]))
+        batch, features = corrupted["batch"], self.encoder(corrupted["batch"], hide=corrupted["hide"])
+        tokens = self.mirror.grow(self.mirror.squeeze(features))
+        error = self.unembed.loss(tokens, batch, real_tokens(self.encoder, batch))
         return error.mean(), spread(features.pooled[:128])
-
-    def _real(self, batch: Batch) -> Tensor | None:
-        """Which tokens are no padding (b, t), where rows are ragged."""
-        return batch["mask"] if self.encoder.embed.ragged else None
-
-    def _decode(self, seen: Features) -> Tensor:
-        x = seen.tokens if seen.mask is None else seen.tokens.masked_fill(~seen.mask.unsqueeze(-1), 0)
-        x = filled(Tokens(x, seen.mask, seen.grid), self.encoder.trunk.grid_out).x
-        return self.out(self.decoder(self.bottleneck(x.flatten(1))))
 
     def reconstruct(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The rebuilt batch in raw units, and the mean error of every row (b,)."""
-        tokens, real = self._decode(self.encoder(batch)), self._real(batch)
-        error = self.unembed.loss(tokens, batch)
-        return {**batch, **self.unembed.decode(tokens)}, error.mean(1) if real is None else error.sum(1) / real.sum(1)
+        tokens = self.mirror.grow(self.mirror.squeeze(self.encoder(batch)))
+        error = mean_error(self.unembed.loss(tokens, batch), real_tokens(self.encoder, batch))
+        return {**batch, **self.unembed.decode(tokens)}, error
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

@@ -21,8 +21,10 @@ class Supervised(Objective):
     The batch holds `target` (b,) long or float. `views`: options of the modality's views; None trains on the rows as
     they are. Predicted numbers stay within `low` and `high`. Class targets are smoothed by `smoothing`. Numbers of
     several tasks, `target` (b, outputs) with NaN where missing, have a shift, scale, low and high each; the loss is the
-    mean over what is known.
+    mean over what is known; rows of the class -1 are unknown too.
     """
+
+    uses_labels = True
 
     def __init__(
         self,
@@ -56,22 +58,20 @@ class Supervised(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         batch = dict(corrupted)
         if "target" not in batch:
-            raise UserError(
-                "supervised training needs labels: name their column with --label in modicum finetune ENCODER DATA; "
-                "modicum pretrain uses none"
-            )
+            raise UserError("supervised training needs labels: name their column with --label")
         target = batch.pop("target")
         pooled = self.encoder(batch).pooled
         out = self.head(pooled)
         if self.task == "classes":
-            loss = F.cross_entropy(out, target, label_smoothing=self.smoothing)
-            return loss, {**spread(pooled[:128]), "accuracy": (out.detach().argmax(1) == target).float().mean()}
-        if self.outputs > 1:
-            true = (target - out.new_tensor(self.shift)) / out.new_tensor(self.scale)
-            known = ~true.isnan()
-            loss = (out - true.nan_to_num()).square().mul(known).sum() / known.sum().clamp(min=1)
-            return loss, spread(pooled[:128])
-        return F.mse_loss(out.squeeze(1), (target - self.shift) / self.scale), spread(pooled[:128])
+            known = (target >= 0).sum().clamp(min=1)  # beside other objectives, few rows have a label
+            loss = (
+                F.cross_entropy(out, target, label_smoothing=self.smoothing, ignore_index=-1, reduction="sum") / known
+            )
+            return loss, {**spread(pooled[:128]), "accuracy": (out.detach().argmax(1) == target).sum() / known}
+        true = (target.view(len(out), -1) - out.new_tensor(self.shift)) / out.new_tensor(self.scale)
+        known = ~true.isnan()
+        loss = (out - true.nan_to_num()).square().mul(known).sum() / known.sum().clamp(min=1)
+        return loss, spread(pooled[:128])
 
     def predict(self, batch: Batch) -> Tensor:
         """Probabilities (b, outputs) of the classes, or numbers (b,), of tasks (b, outputs), in the targets' units."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from modicum.core import seeds
 from modicum.core.spec import arguments, build, parse, spec, text_of
 from modicum.core.types import Batch, Layers, Objective, Trunk
+from modicum.nn.ema import Ema
 from modicum.nn.encoder import Tower
 
 CAPABILITIES = {"keep", "causal", "padding", "edges", "any_length", "stack", "pad_width"}
@@ -100,9 +101,13 @@ def near(a: Tensor, b: Tensor) -> bool:
 
 
 def check_gradients(module: nn.Module, loss: Tensor) -> None:
-    """Assert that the loss's gradient reaches every parameter of the module."""
+    """Assert that the loss's gradient reaches every parameter of the module but those of teachers, which get none."""
     loss.backward()
-    bare = [n for n, p in module.named_parameters() if p.numel() and (p.grad is None or not p.grad.any())]
+    taught = {id(p) for m in module.modules() if isinstance(m, Ema) for p in m.parameters()}
+    parameters = [(n, p) for n, p in module.named_parameters() if p.numel()]
+    graded = [n for n, p in parameters if id(p) in taught and p.grad is not None]
+    assert not graded, f"a gradient reaches the teacher's {', '.join(graded)}"
+    bare = [n for n, p in parameters if id(p) not in taught and (p.grad is None or not p.grad.any())]
     assert not bare, f"no gradient reaches {', '.join(bare)} of {type(module).__name__}"
 
 

@@ -14,6 +14,7 @@ from modicum.training import splits
 from modicum.training.contest import Plan, Repeat
 
 HOLD_OUT = 0.2
+ALL_SEEN = "all labelled rows are seen: to measure on unseen ones, finetune needs --test"
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,17 @@ def for_pretraining(
     if limit is not None and limit < len(rows.train):
         few = np.sort(seeds.numpy(seed, "limit").choice(rows.train, limit, replace=False))
         rows = replace(rows, train=few, note=f"{rows.note}; {limit:,} of {len(rows.train):,} drawn")
+    if test is None and labels is not None and _all_seen(rows.train, labels.known):
+        rows = replace(rows, note=f"{rows.note}; {ALL_SEEN}")
     enough(rows.train, data)
     return rows
+
+
+def _all_seen(train: np.ndarray, known: np.ndarray) -> bool:
+    """Whether there are `known` labels, and none of another row than those of `train`."""
+    other = np.ones(len(known), bool)
+    other[train] = False
+    return bool(known.any()) and not (known & other).any()
 
 
 def enough(train: np.ndarray, data: Data) -> None:

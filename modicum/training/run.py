@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -271,8 +270,3 @@ def fill(module: nn.Module, tensors: dict[str, Tensor], file: Path) -> None:
     if wrong:
         raise UserError(f"{file} does not fit the run's spec: {', '.join(wrong[:5])} differ; the folder mixes two runs")
     module.load_state_dict(tensors)
-
-
-def command() -> str:
-    """The command line of this process, as the user typed it."""
-    return " ".join(["modicum", *sys.argv[1:]]) if Path(sys.argv[0]).name == "modicum" else "python API"

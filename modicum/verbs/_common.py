@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,11 @@ console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, em
 
 MOST = 2**31
 """Seeds below this, plus a few for the repeats, suit every library's generator."""
+
+
+def command() -> str:
+    """The command line of this process, as the user typed it."""
+    return " ".join(["modicum", *sys.argv[1:]]) if Path(sys.argv[0]).name == "modicum" else "python API"
 
 
 def at_least(least: int, **options: Any) -> None:

@@ -28,7 +28,7 @@ from modicum.training import baselines, transfer
 from modicum.training.apply import predict
 from modicum.training.contest import Contestant, Entry, Plan, Repeat, hold, table
 from modicum.training.rows import Ask, choose, for_measuring, marked, special_columns
-from modicum.training.run import Run, check_place, command, save_tensors
+from modicum.training.run import Run, check_place, save_tensors
 from modicum.training.splits import Split
 from modicum.training.transfer import Task, check_method
 from modicum.verbs._common import (
@@ -38,6 +38,7 @@ from modicum.verbs._common import (
     check_input,
     check_memory,
     check_seed,
+    command,
     heard,
     in_minutes,
     infer,
@@ -362,6 +363,8 @@ def verdict(rows: list[dict[str, Any]], method: str) -> str:
     reference = next(row["name"] for row in rows if "versus" not in row)
     best = max(rows, key=lambda row: row["mean"])
     winner = f"The best score is {best['name']}'s, {best['mean']:.3f} [{best['low']:.3f}, {best['high']:.3f}]."
+    if best["mean"] < 0:  # only an R2 is
+        winner += " Below 0 is worse than predicting the mean: none of these is of use."
     versus = named[method].get("versus")
     if versus is None:
         return winner

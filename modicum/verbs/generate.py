@@ -29,7 +29,8 @@ def generate(
     """Draw N new rows from a generative run, such as a pre-training with --objective next_token.
 
     Texts may begin with a prompt; for series it is a file of series, of which each is forecast N times. Writes a
-    Parquet table with -o, and returns it: a column `text`, or a long table (id, time and a column a channel).
+    Parquet table with -o, and returns it: a column `text`, or a long table (id, time and a column a channel; of a
+    forecast the ids and times of the prompt, and `draw` where each is forecast more than once).
     """
     at_least(1, n=n, length=length)
     at_least(0, top_k=top_k)
@@ -39,7 +40,7 @@ def generate(
     made = model.sample(
         n, prompt=prompt, length=length, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )  # fmt: skip
-    table = model.input.table(made)
+    table = model.input.table(made, prompt)
     if path is not None:
         say(f"{table.num_rows:,} rows -> {path}")
         write(table, path)

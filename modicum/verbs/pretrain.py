@@ -18,7 +18,7 @@ from modicum.core import seeds
 from modicum.core.device import choose_device, precision
 from modicum.core.errors import UserError
 from modicum.core.spec import Make, Spec, build, parse, spec, text_of
-from modicum.core.types import Input, Objective, Packed, Step
+from modicum.core.types import Input, Objective, Packed, Source, Step
 from modicum.datasets.data import Data, Labels, address, open_data
 from modicum.model import load
 from modicum.nn.adopt import Origin, origin
@@ -30,7 +30,8 @@ from modicum.training.fit import fit
 from modicum.training.guard import Guard
 from modicum.training.optim import adamw, cosine, groups
 from modicum.training.rows import Rows, enough, for_pretraining
-from modicum.training.run import Run, check_place, command, environment, save_tensors
+from modicum.training.run import Run, check_place, environment, save_tensors
+from modicum.training.tuples import Mixed, Tuples, labelled, read_tuples
 from modicum.verbs._common import (
     at_least,
     bar,
@@ -38,6 +39,7 @@ from modicum.verbs._common import (
     check_input,
     check_memory,
     check_seed,
+    command,
     digest,
     heard,
     in_minutes,
@@ -75,9 +77,15 @@ class Job:
     device: torch.device
     plan: dict[str, Any]
     start: Start | None = None
+    tuples: Tuples | None = None
 
-    def batches(self) -> Batches:
-        return Batches(self.packed.source, self.rows.train, batch=self.plan["batch"], seed=self.plan["seed"])
+    def batches(self) -> Batches | Mixed:
+        source, train, how = self.packed.source, self.rows.train, {k: self.plan[k] for k in ("batch", "seed")}
+        if self.tuples is not None:
+            return Batches(self.tuples, np.arange(self.tuples.size), **how)
+        if not self.objective.uses_labels or self.labels is None:
+            return Batches(source, train, **how)
+        return labelled(source, train, self.labels.values, self.labels.known, **how)
 
 
 def pretrain(
@@ -94,6 +102,8 @@ def pretrain(
     columns: Any = None,
     tokenizer: str | None = None,
     label: str | None = None,
+    pairs: str | Path | None = None,
+    triplets: str | Path | None = None,
     group: str | None = None,
     split: str | None = None,
     test: str | None = None,
@@ -111,8 +121,9 @@ def pretrain(
     DATA is a path, a built-in name, or rows in memory. The specs of objective and encoder default to what the modality
     recommends; the encoder may also be a finished run's folder, or adopted: timm('NAME'), hf('NAME_OR_DIR'),
     open_clip('NAME'), weights('FILE.safetensors', SPEC). Rows for testing (--test, --split, else a fifth of the
-    labelled rows) are left out unless --transductive. --resume continues a run to the same bits as if it had never
-    stopped.
+    labelled rows) are left out unless --transductive. --pairs FILE (a, b, similar) and --triplets FILE (anchor,
+    positive, negative) name rows by their ids, for the objectives `pairs` and `triplet`. --resume continues a run to
+    the same bits as if it had never stopped.
     """
     where = choose_device(device)
     if resume is not None:
@@ -126,11 +137,11 @@ def pretrain(
     )
     at_least(1, limit=limit, size=size)
     asked: dict[str, Any] = {"label": label, "group": group, "split": split, "test": test, "transductive": transductive}
-    asked |= {"limit": limit, "seed": seed, "skip_bad": skip_bad}
+    asked |= {"limit": limit, "seed": seed, "skip_bad": skip_bad, "pairs": pairs, "triplets": triplets}
     fit = {"size": size, "columns": columns, "tokenizer": tokenizer}
     with heard() as warned:
         found = open_data(data)
-        goal = parse(found.modality.default_objective if objective is None else objective, "objective")
+        goal = _goal(objective or found.modality.default_objective, objective is not None, asked)
         start = _start(found.modality.default_trunk if encoder is None else encoder, found, fit)
         path = Path(out) if out is not None else Path("runs") / f"{found.name}-{goal.get('name', 'sum')}"
         made_from = [start.parent.path] if start.parent else []
@@ -160,6 +171,21 @@ def _checked(plan: dict[str, Any]) -> dict[str, Any]:
     return plan
 
 
+def _goal(objective: str, named: bool, asked: dict[str, Any]) -> Spec:
+    """The spec of `objective`, or where none is `named`, of the one that --pairs or --triplets are for."""
+    files = {"pairs": asked["pairs"], "triplet": asked["triplets"]}
+    given = [name for name, file in files.items() if file is not None]
+    if len(given) > 1:
+        raise UserError("give --pairs or --triplets, not both")
+    goal = parse(given[0] if given and not named else objective, "objective")
+    if given and goal.get("name") != given[0]:
+        option = "--pairs" if given[0] == "pairs" else "--triplets"
+        raise UserError(f"{option} FILE is for --objective {given[0]}; this one is {text_of(goal)}")
+    if goal.get("name") == "pairs" and not given:
+        raise UserError("--objective pairs needs --pairs FILE with the columns a, b and similar (1 or 0)")
+    return goal
+
+
 def _start(encoder: str | Path | Run, data: Data, given: dict[str, Any]) -> Start:
     """The encoder of a finished run, or that of a spec."""
     if isinstance(encoder, Run | Path) or (isinstance(encoder, str) and encoder and Path(encoder).is_dir()):
@@ -180,20 +206,60 @@ def _job(
     """Pack the rows, build the objective, and count the steps."""
     input, packed, kept, rows = _prepare(data, start.origin.input, asked, fit)
     spare()
+    labels = kept.labels(asked["label"])
+    tuples = _tuples(asked, kept, packed.source, rows)
+    count = len(rows.train) if tuples is None else tuples.size
+    per_epoch = max(1, count // min(plan["batch"], count))
+    steps = plan["steps"] or (plan["epochs"] * per_epoch if plan["epochs"] else max(1000, 20 * per_epoch))
+    context = {"steps": steps, "from_file": tuples is not None, **_outputs(labels, rows.train)}
 
     def make() -> Objective:
         # The data's hints on views, under the user's own options.
         views = Make(lambda given: {**data.views, **(given["args"] if given else {})})
-        made: Objective = build("objective", goal, encoder=start.origin.make(input), views=views)
+        made: Objective = build("objective", goal, encoder=start.origin.make(input), views=views, **context)
         return made
 
     if start.origin.input is None and not start.origin.trained:
         check_memory(make)
     with seeds.forked(plan["seed"], "init"):
         objective = make().to(device)
-    per_epoch = max(1, len(rows.train) // min(plan["batch"], len(rows.train)))
-    steps = plan["steps"] or (plan["epochs"] * per_epoch if plan["epochs"] else max(1000, 20 * per_epoch))
-    return Job(objective, packed, kept, rows, kept.labels(asked["label"]), device, {**plan, "steps": steps}, start)
+    if objective.uses_labels and (labels is None or not labels.known[rows.train].any()):
+        raise UserError(f"{text_of(goal)} needs labels of at least some rows: name their column with --label")
+    return Job(objective, packed, kept, rows, labels, device, {**plan, "steps": steps}, start, tuples)
+
+
+def _tuples(asked: dict[str, Any], data: Data, source: Source, rows: Rows) -> Tuples | None:
+    """The user's pairs or triplets among the training rows, where a file of them is given."""
+    for key, roles in (("pairs", ("a", "b")), ("triplets", ("anchor", "positive", "negative"))):
+        if asked.get(key) is not None:
+            return read_tuples(asked[key], roles, data, source, rows.train, asked["skip_bad"])
+    return None
+
+
+def _print(tuples: Tuples) -> str:
+    """A fingerprint of the user's pairs or triplets in their order."""
+    return digest(tuples.index if tuples.similar is None else np.column_stack([tuples.index, tuples.similar]))
+
+
+def _outputs(labels: Labels | None, train: np.ndarray) -> dict[str, Any]:
+    """What the labels of the training rows decide for a supervised objective."""
+    if labels is None:
+        return {}
+    if labels.kind == "classes":
+        return {"task": "classes", "outputs": len(labels.classes)}
+    values = labels.values[train]
+    known = [column[~np.isnan(column)] for column in values.reshape(len(values), -1).T]
+    shift, scale = (
+        [float(f(own)) if len(own) else default for own in known] for f, default in ((np.mean, 0.0), (np.std, 1.0))
+    )
+    scale = [own or 1.0 for own in scale]
+    many = len(known) > 1
+    return {
+        "task": "numbers",
+        "outputs": len(known),
+        "shift": tuple(shift) if many else shift[0],
+        "scale": tuple(scale) if many else scale[0],
+    }
 
 
 def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[str]) -> dict[str, Any]:
@@ -201,6 +267,11 @@ def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[st
     rows, input = job.rows, next(iter(job.objective.encoders().values())).input
     facts = {"train_rows": len(rows.train), "held_out": len(rows.test), "note": rows.note, "warnings": warned}
     test, parent = address(asked["test"]), job.start.parent if job.start else None
+    asked = asked | {k: None if asked[k] is None else str(Path(asked[k]).resolve()) for k in ("pairs", "triplets")}
+    if job.tuples is not None:
+        facts |= {"tuples": job.tuples.size}
+    elif job.objective.uses_labels and job.labels is not None:
+        facts |= {"labels_used": int(job.labels.known[rows.train].sum())}
     return {
         "verb": "pretrain",
         "command": command(),
@@ -208,6 +279,7 @@ def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[st
         "seed": job.plan["seed"],
         "data": card(job.data, job.labels, job.packed, input) | facts,
         "digest": digest(job.packed.hashes),
+        "tuples": None if job.tuples is None else _print(job.tuples),
         "input": {**asked, "test": test, "data": None if test is None and asked["test"] is not None else origin},
         "trained": job.start is not None and job.start.origin.trained,
         "train": {k: job.plan[k] for k in ("steps", "batch", "lr", "save_every")},
@@ -241,7 +313,8 @@ def _prepare(
 
 
 def _rows(data: Data, asked: dict[str, Any]) -> Rows:
-    return for_pretraining(data, **{k: v for k, v in asked.items() if k not in ("data", "skip_bad")})
+    others = ("data", "skip_bad", "pairs", "triplets")
+    return for_pretraining(data, **{k: v for k, v in asked.items() if k not in others})
 
 
 def _resume(run: Run, device: torch.device) -> Run:
@@ -269,7 +342,12 @@ def _resume(run: Run, device: torch.device) -> Run:
         other = input.pack(open_data(asked["test"], type(input)).raw, skip_bad=asked["skip_bad"])
         rows = rows.avoiding(packed.hashes, other.hashes)
     plan = {**run.spec["train"], "seed": run.spec["seed"]}
-    return _train(run, Job(objective.to(device), packed, kept, rows, kept.labels(asked["label"]), device, plan), True)
+    tuples = _tuples(asked, kept, packed.source, rows)
+    if tuples is not None and _print(tuples) != run.spec["tuples"]:
+        file = asked["pairs"] or asked["triplets"]
+        raise UserError(f"{file} has changed since {run.path} was started: restore it, or start a new run")
+    labels = kept.labels(asked["label"])
+    return _train(run, Job(objective.to(device), packed, kept, rows, labels, device, plan, None, tuples), True)
 
 
 def _train(run: Run, job: Job, resume: bool = False) -> Run:
@@ -278,7 +356,8 @@ def _train(run: Run, job: Job, resume: bool = False) -> Run:
     steps: int = plan["steps"]
     optimizer = adamw(groups(objective, lr=plan["lr"], weight_decay=WEIGHT_DECAY))
     start = _rewind(run, job, optimizer) if resume else _keep(run, job, optimizer)
-    probe = Probe(next(iter(objective.encoders().values())), job.packed.source, job.rows.train, job.labels)
+    encoder = next(iter(objective.encoders().values()))
+    probe = Probe(encoder, job.packed.source, job.rows.train, job.labels, encoder.input.views(**job.data.views))
     guard, log, began = Guard(steps), max(1, steps // 200), time.perf_counter()
     saved = began
     options: dict[str, Any] = {"schedule": cosine(steps), "clip": 1.0, "precision": precision(job.device)}

@@ -1,0 +1,56 @@
+"""`combined`: a weighted sum of objectives that share one encoder, written `masked(ratio=.5) + .1*vicreg()`."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+from torch import Generator, Tensor, nn
+
+from modicum.core.errors import UserError
+from modicum.core.spec import Make, build, text_of
+from modicum.core.types import Batch, Corrupted, Objective
+from modicum.nn.encoder import Tower
+
+
+@final
+class Combined(Objective):
+    """The sum of the losses of `terms`, (weight, spec) each; a metric of several terms is named after its term.
+
+    `context` holds what the data decides for them, such as the hints on views, under the user's own options.
+    """
+
+    def __init__(
+        self, encoder: Tower, terms: tuple[tuple[float, dict[str, Any]], ...], context: dict[str, Any] | None = None
+    ) -> None:
+        super().__init__()
+        if not terms or any(not weight > 0 for weight, _ in terms):
+            raise UserError(f"a sum wants weights above 0; got {text_of({'sum': terms})}")
+        self.encoder, self.terms, self.context = encoder, terms, context or {}
+        given: dict[str, Any] = {**self.context, "encoder": encoder}
+        hints = self.context.get("views", {})
+        given["views"] = Make(lambda own: {**hints, **(own["args"] if own else {})})
+        self.parts = nn.ModuleList(build("objective", spec, **given) for _, spec in terms)
+        self.uses_labels = any(part.uses_labels for part in self.parts)
+        if any(part.roles for part in self.parts):
+            raise UserError(
+                f"{text_of({'sum': terms})}: pairs and given triplets have batches of their own: train them alone"
+            )
+
+    def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
+        return {str(k): part.corrupt(batch, rng) for k, part in enumerate(self.parts)}  # type: ignore[operator]
+
+    def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
+        outs = [part(corrupted[str(k)]) for k, part in enumerate(self.parts)]
+        loss = sum(weight * own for (weight, _), (own, _) in zip(self.terms, outs, strict=True))
+        metrics: dict[str, Tensor] = {}
+        for (_, spec), (own, found) in zip(self.terms, outs, strict=True):
+            metrics = {f"{spec['name']} loss": own.detach(), **found, **metrics}
+        assert isinstance(loss, Tensor)
+        return loss, metrics
+
+    def after_step(self, step: int) -> None:
+        for part in self.parts:
+            part.after_step(step)  # type: ignore[operator]
+
+    def encoders(self) -> dict[str, Tower]:
+        return {"encoder": self.encoder}
