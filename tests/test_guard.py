@@ -15,7 +15,7 @@ from modicum.training.guard import Diverged, Guard
 
 
 def test_the_cause_of_divergence_is_named(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(Diverged, match=r"(the loss is nan|the embeddings collapsed) at step \d+"):
+    with pytest.raises(Diverged, match=r"(the loss is nan|the (embeddings|projections) collapsed) at step \d+"):
         modicum.pretrain(images, lr=1e6, out=tmp_path / "run", **{**small.TINY, "steps": 30})
     result = CliRunner().invoke(app, ["pretrain", "--resume", str(tmp_path / "run")])
     assert result.exit_code == 2
@@ -34,6 +34,9 @@ def test_the_guard() -> None:
     guard.check({"step": 9, **good, "spread": 0.0})
     with pytest.raises(Diverged, match=r"collapsed at step 10: .*Lower --lr, weaken the views"):
         guard.check({"step": 10, **good, "spread": 1e-4})
+    with pytest.raises(Diverged, match=r"projections collapsed at step 10: .*\(spread 0\.005\).*Lower --lr"):
+        guard.check({"step": 10, **good, "projected": 5e-3})
+    guard.check({"step": 10, **good, "projected": 0.5})
     guard.check({"step": 24, **good, "rank": 1.2})
     with pytest.warns(Warned, match=r"step 25: the embeddings vary along few directions \(rank 1\.20\)"):
         guard.check({"step": 25, **good, "rank": 1.2})

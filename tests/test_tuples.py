@@ -165,6 +165,8 @@ def test_labels_of_some_rows_teach_the_features(tmp_path: Path, objective: str) 
     z = modicum.load(run).embed(rows)
     found = knn(z[:400], y[:400], z[1000:])
     assert (found == y[1000:]).mean() > 0.85
+    with pytest.warns(Warned, match="was pre-trained with the labels of 320 rows"):
+        modicum.finetune(run, digits(400), method="probe", labels=50, seeds=2, steps=1, out=tmp_path / "tuned")
     spec = json.loads((run.path / "spec.json").read_text())
     assert modicum.load(run.path).run.spec["parts"] == spec["parts"]
 

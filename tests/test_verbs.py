@@ -211,8 +211,8 @@ def test_force_replaces_a_run_and_only_then(images: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match="exists: choose another --out, or --force"):
         modicum.pretrain(images, out=made.path, **small.TINY)
     # A mistake is found before the old run is given up.
-    with pytest.raises(UserError, match="supervised training needs labels"):
-        modicum.pretrain(images, objective="supervised", out=made.path, force=True, **small.TINY)
+    with pytest.raises(UserError, match="pairs needs --pairs FILE"):
+        modicum.pretrain(images, objective="pairs", out=made.path, force=True, **small.TINY)
     assert (made.path / "old.txt").exists()
     modicum.pretrain(images, out=made.path, force=True, **small.TINY)
     assert not (made.path / "old.txt").exists()

@@ -246,15 +246,38 @@ class Images(Input):
 
     def beside(self, before: Batch, after: Batch) -> list[Image.Image]:
         """Pictures of every row with its reconstruction at its right."""
-        both = torch.cat([centre(before["image"], self.size), after["image"]], 2).numpy()
-        return [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in both]
+        return pictures({"image": torch.cat([centre(before["image"], self.size), after["image"]], 2)})
 
     def show(self, batch: Batch) -> list[dict[str, str]]:
         out = []
-        for image in batch["image"].cpu().numpy():
-            buffer = io.BytesIO()
-            picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+        for picture in pictures(batch):
             picture.thumbnail((96, 96))
-            picture.save(buffer, "PNG")
-            out.append({"thumb": "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()})
+            out.append({"thumb": "data:image/png;base64," + base64.b64encode(png(picture)).decode()})
         return out
+
+    def table(self, batch: Batch, prompt: str | None = None) -> pa.Table:
+        """A column `image` of PNG files."""
+        del prompt
+        return pa.table({"image": [png(picture) for picture in pictures(batch)]})
+
+    def sheet(self, batch: Batch) -> Image.Image:
+        """All images of the batch in one, side by side."""
+        found = pictures(batch)
+        wide = math.ceil(math.sqrt(len(found)))
+        width, height = found[0].size
+        out = Image.new(found[0].mode, (wide * width, math.ceil(len(found) / wide) * height))
+        for k, picture in enumerate(found):
+            out.paste(picture, (k % wide * width, k // wide * height))
+        return out
+
+
+def pictures(batch: Batch) -> list[Image.Image]:
+    """The images of a batch."""
+    return [Image.fromarray(x[..., 0] if x.shape[-1] == 1 else x) for x in batch["image"].cpu().numpy()]
+
+
+def png(picture: Image.Image) -> bytes:
+    """The bytes of a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

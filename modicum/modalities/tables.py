@@ -269,6 +269,19 @@ class Tables(Input):
             out.append({"text": ", ".join(cells)})
         return out
 
+    def table(self, batch: Batch, prompt: str | None = None) -> pa.Table:
+        """The columns by name, in the units they came in; dates as such, missing and unseen values empty."""
+        del prompt
+        out: dict[str, Any] = {}
+        for (name, *_), column in zip(self.numeric, batch["numeric"].double().T.numpy(), strict=True):
+            out[name] = pa.array(column, from_pandas=True)
+            if name in self.dates:
+                whole = np.nan_to_num(column).round().astype(np.int64)
+                out[name] = pa.array(whole, pa.timestamp("s"), mask=np.isnan(column))
+        for (name, values), code in zip(self.categorical, batch["categorical"].T.tolist(), strict=True):
+            out[name] = pa.array([None, None, *values], pa.string()).take(pa.array(code))
+        return pa.table(out)
+
     def _cell(self, name: str, value: float) -> str:
         """A number for a reader; a date as one, without its time where all of them are whole days."""
         if value != value:

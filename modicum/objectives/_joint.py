@@ -37,7 +37,9 @@ class Joint(Objective):
 
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         pooled = self.encoder(corrupted["views"]).pooled
-        return self.loss(self.head(pooled).view(self.n, -1, self.out), corrupted), spread(pooled[:128])
+        z = self.head(pooled)
+        metrics = {**spread(pooled[:128]), "projected": spread(z[:128])["spread"]}
+        return self.loss(z.view(self.n, -1, self.out), corrupted), metrics
 
     @abstractmethod
     def loss(self, z: Tensor, corrupted: Corrupted) -> Tensor:

@@ -38,6 +38,7 @@ CURVES = {  # metric: its title and what it means to a newcomer; those a run doe
     "unused": ("Unused dimensions", "Share of dimensions that hardly vary."),
     "rank": ("Effective rank", "How many directions the features really use. Near 1, the encoder has collapsed."),
     "spread": ("Spread", "How far apart features of different samples lie. Near 0, the encoder has collapsed."),
+    "projected": ("Spread of projections", "How far apart the projection head puts samples. Near 0, it has collapsed."),
     "lr": ("Learning rate", "The size of the steps, set by the schedule."),
 }
 PERCENT = {"accuracy", "knn", "ridge", "unused"}

@@ -14,13 +14,13 @@ class Diverged(UserError):
 
 
 class Guard:
-    """Watches the logged rows {"step", "loss", "rank", "spread", "lr"} of one run of `steps`."""
+    """Watches the logged rows {"step", "loss", "rank", "spread", "lr", "projected"} of one run of `steps`."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.warned = steps, False
 
     def check(self, row: dict[str, Any]) -> None:
-        """Raise `Diverged` for a loss that is not finite, or for features that are the same for every row.
+        """Raise `Diverged` for a loss that is not finite, or features or projections that are the same for every row.
 
         The latter once the first tenth is over. Warns, once a run, where features vary along hardly more than one
         direction after a quarter of it.
@@ -38,6 +38,12 @@ class Guard:
                 f"the embeddings collapsed at step {step}: every row maps to nearly the same vector (spread "
                 f"{row['spread']:.2g}, rank {row['rank']:.2f}). Lower --lr, weaken the views (a crop that leaves too "
                 "little to tell rows apart), or raise the batch"
+            )
+        if row.get("projected", 1.0) < 1e-2:
+            raise Diverged(
+                f"the projections collapsed at step {step}: what the loss compares is nearly the same for every row "
+                f"(spread {row['projected']:.2g}), so nothing more is learned. Lower --lr, raise the batch, or give "
+                "the objective more to keep rows apart (vicreg: variance, covariance; byol, dino: a momentum nearer 1)"
             )
         if row["rank"] < 1.5 and step >= self.steps / 4 and not self.warned:
             self.warned = True

@@ -178,6 +178,11 @@ def _start(run: Any, data: Data, label: str | None, ask: Ask, given: dict[str, A
             )
         if ask.transductive and model.run.spec["verb"] != "pretrain":
             raise UserError(f"--transductive is for pre-training runs: {model.run.path} was trained on labels")
+        if used := model.run.spec["data"].get("labels_used"):
+            words = f"the encoder of {model.run.path} was pre-trained with the labels of {used:,} rows"
+            warnings.warn(
+                f"{words}: the tables show what it makes of them, not of few labels alone", Warned, stacklevel=4
+            )
         return Start(model.encoder, model.run.array("seen"), model.run)
     parsed = parse(str(run), "encoder")
     if parsed.get("name") not in known():

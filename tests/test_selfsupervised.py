@@ -1,0 +1,358 @@
+"""What each self-supervised objective computes, against its formula, and what teachers and queues do after a step."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import small
+import torch
+import zoo
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.linear_model import Ridge
+from torch import Tensor
+from torch.nn import functional as F
+
+import modicum
+from modicum.core import seeds
+from modicum.core.errors import UserError
+from modicum.core.spec import parse, text_of
+from modicum.maths.contrastive import supcon
+from modicum.maths.losses import margin_pairs, sigreg
+from modicum.maths.representation import alignment, rank_me, uniformity, unused
+from modicum.maths.sampling import Sampler
+from modicum.nn.ema import rising
+from modicum.probes import ridge
+from modicum.training.guard import Diverged
+
+CONV = "convnet(width=4, stages=2)"
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=seeds.generator(seed), dtype=torch.float64)
+
+
+def made(text: str, encoder: str = CONV, given: Any = zoo.images, **context: Any) -> Any:
+    return zoo.objective(text, encoder, given, **context)().eval()
+
+
+def material(objective: Any, batch: dict[str, Tensor], seed: int = 0) -> Any:
+    return objective.corrupt(batch, seeds.generator(seed))
+
+
+# Teachers
+
+
+def test_the_momentum_rises_to_one_along_a_cosine() -> None:
+    momentum = rising(0.9, 100)
+    assert [momentum(k) for k in (0, 50, 100, 200)] == pytest.approx([0.9, 0.95, 1, 1])
+    assert rising(0.9, 0)(10**6) == 0.9
+
+
+@pytest.mark.parametrize(
+    "text", ["byol(momentum=.8)", "moco(momentum=.8, queue=40)", "dino(momentum=.8, prototypes=9)"]
+)
+def test_a_teacher_follows_after_the_step(text: str) -> None:
+    objective = made(text)
+    before = [p.clone() for p in objective.teacher.parameters()]
+    with torch.no_grad():
+        for p in objective.encoder.parameters():
+            p.add_(1)
+    objective(material(objective, zoo.images()[1]))
+    objective.after_step(0)
+    own = {id(p): q for p, q in zip(objective.encoder.parameters(), before, strict=False)}
+    for p, mine in zip(objective.encoder.parameters(), objective.teacher.parameters(), strict=False):
+        torch.testing.assert_close(mine, 0.8 * own[id(p)] + 0.2 * p.detach())
+
+
+def test_byol_is_the_distance_of_unit_vectors() -> None:
+    objective = made("byol(hidden=16, out=8)")
+    given = material(objective, zoo.images()[1])
+    z = objective.head(objective.encoder(given["views"]).pooled)
+    one, two = objective.predictor(z).chunk(2)
+    encoder, head = objective.teacher.module
+    first, second = head(encoder(given["views"]).pooled).chunk(2)
+    wanted = sum(
+        (F.normalize(p, dim=1) - F.normalize(t, dim=1)).square().sum(1).mean() / 2
+        for p, t in ((one, second), (two, first))
+    )
+    torch.testing.assert_close(objective(given)[0], wanted)
+
+
+def test_the_queue_of_moco_holds_the_newest_first_and_gives_the_negatives() -> None:
+    objective = made("moco(queue=30, temperature=.5, hidden=16, out=8)")
+    given, before = material(objective, zoo.images()[1]), objective.keys.clone()
+    q = F.normalize(objective.head(objective.encoder(given["views"]).pooled), dim=1)
+    encoder, head = objective.teacher.module
+    k = F.normalize(head(encoder(given["views"]).pooled), dim=1)
+    other = torch.cat([k[12:], k[:12]])
+    logits = torch.cat([(q * other).sum(1, keepdim=True), q @ before.T], 1) / 0.5
+    wanted = F.cross_entropy(logits, torch.zeros(24, dtype=torch.long))
+    torch.testing.assert_close(objective(given)[0], wanted)
+    objective.after_step(0)
+    torch.testing.assert_close(objective.keys, torch.cat([k, before])[:30])
+
+
+def test_the_centre_of_dino_is_a_running_mean_of_the_teachers_first_two_views() -> None:
+    objective = made("dino(n=3, prototypes=9, centring=.7, hidden=16, out=8)")
+    given = material(objective, zoo.images()[1])
+    encoder, head, choose = objective.teacher.module
+    seen = choose(head(encoder({"image": given["views"]["image"][:24]}).pooled))
+    objective(given)
+    objective.after_step(0)
+    torch.testing.assert_close(objective.centre, 0.3 * seen.mean(0))
+    weight = F.normalize(objective.choose.weight, dim=1)
+    z = F.normalize(objective.head(objective.encoder(given["views"]).pooled), dim=1)
+    logits = z @ weight.T
+    wanted, pairs = torch.zeros(()), 0
+    for t in range(2):
+        target = ((seen[12 * t : 12 * t + 12] - objective.centre) / 0.04).softmax(1)
+        for s in range(3):
+            if s != t:
+                wanted = wanted - (target * (logits[12 * s : 12 * s + 12] / 0.1).log_softmax(1)).sum(1).mean()
+                pairs += 1
+    torch.testing.assert_close(objective(given)[0], wanted / pairs)
+
+
+def test_latent_masked_compares_hidden_places_with_the_normed_teacher() -> None:
+    objective = made("latent_masked(.4)", "transformer(width=16, depth=1, heads=2, patch=2)")
+    given = material(objective, zoo.images()[1])
+    assert given["hide"].sum(1).unique().tolist() == [6]
+    with torch.no_grad():
+        for p in objective.teacher.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=seeds.generator(1)))
+    wanted = objective.teacher.module(given["batch"]).tokens
+    wanted = (wanted - wanted.mean(2, keepdim=True)) / (wanted.var(2, correction=0, keepdim=True) + 1e-5).sqrt()
+    found = objective.predictor(objective.hiding(objective.encoder, given)[1])
+    apart = (found - wanted)[given["hide"]].abs()
+    torch.testing.assert_close(objective(given)[0], torch.where(apart < 1, apart**2 / 2, apart - 0.5).mean())
+
+
+def test_lejepa_weighs_agreement_against_gaussianity() -> None:
+    objective = made("lejepa(n=3, weight=.3, count=5, hidden=16, out=8)")
+    given = material(objective, zoo.images()[1])
+    z = objective.head(objective.encoder(given["views"]).pooled).view(3, 12, 8)
+    centre = (z[0] + z[1]) / 2
+    apart = torch.stack([(view - centre) ** 2 for view in z]).mean()
+    gauss = torch.stack([sigreg(view, given["drawn"]) for view in z]).mean()
+    torch.testing.assert_close(objective(given)[0], 0.7 * apart + 0.3 * gauss)
+    torch.testing.assert_close(given["drawn"].norm(dim=0), torch.ones(5))
+    assert not torch.equal(given["drawn"], material(objective, zoo.images()[1], 1)["drawn"])
+
+
+# Masked prediction
+
+
+def test_visible_pixels_are_no_target_of_masked() -> None:
+    objective = made("masked(.5)", "transformer(width=16, depth=1, heads=2, patch=2)")
+    given = material(objective, zoo.images()[1])
+    _, x = objective.hiding(objective.encoder, given)
+    hidden = objective.hiding.hidden(given)
+    tokens, image = objective.out(objective.head(x)), given["batch"]["image"]
+    changed = torch.where(hidden.view(12, 8, 8, 1), image, 255 - image)
+    for batch in (image, changed):
+        loss = objective.unembed.loss(tokens, {"image": batch}, hidden).mean()
+        torch.testing.assert_close(loss, objective(given)[0])
+    other = torch.where(hidden.view(12, 8, 8, 1), 255 - image, image)
+    assert objective.unembed.loss(tokens, {"image": other}, hidden).mean() > objective(given)[0]
+
+
+def test_normalised_patches_are_those_of_mae() -> None:
+    objective = made("masked(.5, normalise=True)", "transformer(width=16, depth=1, heads=2, patch=2)")
+    image = zoo.images()[1]["image"]
+    pixels = objective.unembed.pixels({"image": image}).x.view(12, 8, 8)
+    wanted = torch.zeros_like(pixels)
+    for i in range(0, 8, 2):
+        for j in range(0, 8, 2):
+            patch = pixels[:, i : i + 2, j : j + 2].reshape(12, 4)
+            normed = (patch - patch.mean(1, keepdim=True)) / (patch.var(1, keepdim=True) + 1e-6).sqrt()
+            wanted[:, i : i + 2, j : j + 2] = normed.view(12, 2, 2)
+    error = objective.unembed.loss(torch.zeros(12, 64, 1), {"image": image})
+    torch.testing.assert_close(error, wanted.flatten(1).square())
+    with pytest.raises(UserError, match="is for images: tables have no values on a grid"):
+        made("masked(normalise=True)", "mlp(width=8)", zoo.tables)
+
+
+# Labels, pairs and triplets
+
+
+def test_rows_without_a_class_are_their_own_in_supcon_and_nothing_in_triplet() -> None:
+    batch = zoo.some_labels(zoo.images)()
+    objective = made("supcon(temperature=.3, hidden=16, out=8)")
+    given = material(objective, batch)
+    z = objective.head(objective.encoder(given["views"]).pooled)
+    own = torch.where(batch["target"] < 0, 100 + torch.arange(12), batch["target"]).repeat(2)
+    torch.testing.assert_close(objective(given)[0], supcon(z, own, 0.3))
+    objective = made("triplet(mining='hard', hidden=16, out=8)")
+    given = material(objective, batch)
+    unknown = (batch["target"] < 0).view(-1, 1, 1, 1)
+    views = torch.where(unknown, 255 - given["views"]["image"], given["views"]["image"])
+    torch.testing.assert_close(objective({**given, "views": {"image": views}})[0], objective(given)[0])
+
+
+def test_pairs_are_hadsells() -> None:
+    x, y = drawn(6, 3), drawn(6, 3, seed=1)
+    similar = torch.tensor([1, 0, 1, 0, 0, 1])
+    each = []
+    for a, b, s in zip(x, y, similar.tolist(), strict=True):
+        distance = float(((a - b) ** 2).sum().sqrt())
+        each.append(distance**2 / 2 if s else max(0.0, 2 - distance) ** 2 / 2)
+    assert margin_pairs(x, y, similar, 2.0).item() == pytest.approx(np.mean(each), rel=1e-12)
+    objective = made("pairs(margin=.7, hidden=16, out=8)")
+    batch = zoo.in_halves(zoo.images)()
+    given = material(objective, batch)
+    z = objective.head(objective.encoder(given["views"]).pooled)
+    torch.testing.assert_close(objective(given)[0], margin_pairs(z[:6], z[6:], batch["similar"][:6], 0.7))
+
+
+def test_triplets_of_a_file_are_taken_as_they_are() -> None:
+    objective = made("triplet(.3, hidden=16, out=8)", from_file=True)
+    given = material(objective, zoo.in_thirds(zoo.images)())
+    z = F.normalize(objective.head(objective.encoder(given["views"]).pooled), dim=1)
+    a, p, n = z.view(3, 4, 8)
+    wanted = ((a - p).norm(dim=1) - (a - n).norm(dim=1) + 0.3).clamp(min=0).mean()
+    torch.testing.assert_close(objective(given)[0], wanted)
+
+
+# Sums
+
+
+def test_a_sum_weighs_its_terms_and_shares_the_encoder() -> None:
+    text = "masked(ratio=0.5) + 0.1*vicreg(hidden=16, out=8)"
+    objective = made(text)
+    assert text_of(parse(text)) == text
+    given = material(objective, zoo.images()[1])
+    first, second = objective.parts
+    assert first.encoder is second.encoder is objective.encoder
+    wanted = first(given["0"])[0] + 0.1 * second(given["1"])[0]
+    loss, metrics = objective(given)
+    torch.testing.assert_close(loss, wanted)
+    assert {"masked loss", "vicreg loss", "rank", "spread", "projected"} == set(metrics)
+    assert made("2*(simclr() + .5*masked()) + vae()").terms[1][0] == 1
+
+
+def test_hints_on_views_go_to_every_term(tmp_path: Path) -> None:
+    run = modicum.pretrain(
+        "digits", objective="simclr() + .1*vicreg(views=views(crop=.9))", out=tmp_path / "r", limit=100, **small.TINY
+    )
+    parts = modicum.load(run).objective.parts
+    assert [part.transform.flip for part in parts] == [0, 0]
+    assert parts[1].transform.crop == (0.9, 1.0) != parts[0].transform.crop
+
+
+# The variational autoencoder
+
+
+def test_the_bound_of_a_vae_and_its_free_bits() -> None:
+    for beta, bits in ((1.0, 0.0), (0.3, 0.5)):
+        objective = made(f"vae(code=4, beta={beta}, free_bits={bits})")
+        given = material(objective, zoo.images()[1])
+        mean, log = objective._posterior(objective.encoder(given["batch"]))
+        code = mean + (log / 2).exp() * given["drawn"]
+        error = (objective.mirror.grow(code) - objective.unembed.pixels(given["batch"]).x).square().mean()
+        kl = ((mean**2 + log.exp() - 1 - log) / 2).mean(0)
+        loss, metrics = objective(given)
+        torch.testing.assert_close(loss, error + beta * kl.clamp(min=bits).sum() / 64)
+        torch.testing.assert_close(metrics["kl"], kl.sum())
+
+
+def test_a_vae_draws_digits_that_look_like_digits(tmp_path: Path) -> None:
+    """Of 200 samples the mean and deviation of every pixel are near the data's, and no two samples are the same."""
+    run = modicum.pretrain(
+        "digits", objective="vae(code=8)", encoder="mlp(width=128, depth=2)", steps=500, batch=128, out=tmp_path / "r"
+    )
+    model = modicum.load(run)
+    made = model.sample(200, seed=3)["image"].float().flatten(1)
+    true = torch.from_numpy(load_digits().images).flatten(1).float() * (255 / 16)
+    assert (made.mean(0) - true.mean(0)).abs().mean() < 15
+    assert made.std(0).mean() / true.std(0).mean() > 0.6
+    assert len(made.unique(dim=0)) == 200
+    assert torch.equal(made, model.sample(200, seed=3)["image"].float().flatten(1))
+    still = model.sample(3, temperature=0)["image"]
+    assert torch.equal(still[0], still[1])
+    table = modicum.generate(run, n=5, output=tmp_path / "five.png")
+    assert Image.open(io.BytesIO(table.column("image")[0].as_py())).size == (8, 8)
+    with Image.open(tmp_path / "five.png") as sheet:
+        assert sheet.size == (24, 16)
+    with pytest.raises(UserError, match="vae draws whole rows"):
+        model.sample(2, length=3)
+
+
+def test_a_vae_draws_rows_of_a_table(tmp_path: Path) -> None:
+    run = modicum.pretrain(
+        pa.table(small.columns(60)), objective="vae(code=4)", encoder="mlp(width=16)", steps=20, out=tmp_path / "r"
+    )
+    table = modicum.generate(run, n=7, output=tmp_path / "rows.parquet")
+    assert table.num_rows == 7
+    assert set(table.column_names) == {"num", "whole", "cat", "flag"}
+    assert set(table.column("cat").to_pylist()) <= {"u", "v", "w"}
+    with pytest.raises(UserError, match="tables are no pictures"):
+        modicum.generate(run, n=7, output=tmp_path / "rows.png")
+
+
+def test_a_vae_of_texts_cannot_draw_any() -> None:
+    objective = made("vae(code=4)", "mlp(width=16, over='set')", zoo.texts)
+    with pytest.raises(UserError, match="text have different lengths: generate with next_token"):
+        objective.sample(2, Sampler(seeds.generator(0)))
+
+
+# Measures of features
+
+
+def test_rank_me_of_known_spectra() -> None:
+    orthogonal = torch.linalg.qr(drawn(40, 8))[0]
+    assert rank_me(orthogonal).item() == pytest.approx(8, rel=1e-4)
+    values = torch.tensor([4.0, 2, 1, 1], dtype=torch.float64)
+    p = values / values.sum()
+    wanted = torch.exp(-(p * p.log()).sum()).item()
+    assert rank_me(orthogonal[:, :4] * values).item() == pytest.approx(wanted, rel=1e-4)
+    assert rank_me(torch.ones(20, 5)).item() == pytest.approx(1, rel=1e-3)
+
+
+def test_alignment_and_uniformity() -> None:
+    x = drawn(30, 5)
+    assert alignment(x, 3 * x).item() == pytest.approx(0, abs=1e-12)
+    assert alignment(x, -x).item() == pytest.approx(4)
+    unit = F.normalize(x, dim=1)
+    wanted = torch.pdist(unit).square().mul(-2).exp().mean().log().item()
+    assert uniformity(x).item() == pytest.approx(wanted, rel=1e-9)
+    assert uniformity(torch.ones(9, 3)).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_unused_dimensions_are_counted() -> None:
+    x = drawn(50, 8) * torch.tensor([1, 1, 1, 1, 1, 1, 1e-3, 0])
+    assert unused(x).item() == 0.25
+
+
+@pytest.mark.parametrize("d", [5, 90])
+def test_the_linear_probe_is_ridge_regression(d: int) -> None:
+    x, y = drawn(60, d).numpy(), np.arange(60) % 3
+    query = drawn(40, d, seed=1).numpy()
+    mean, std = x.mean(0), x.std(0)
+    scale = std + 0.1 * std.mean()
+    rule = Ridge(alpha=0.01 * 60).fit((x - mean) / scale, np.eye(3)[y])
+    wanted = rule.predict((query - mean) / scale).argmax(1)
+    assert (ridge(x, y, query) == wanted).all()
+
+
+def test_probes_and_measures_are_logged_and_drawn(tmp_path: Path) -> None:
+    run = modicum.pretrain("digits", out=tmp_path / "r", **{**small.TINY, "steps": 30})
+    last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"knn", "ridge", "rank_me", "alignment", "uniformity", "unused"} <= set(last)
+    page = (run.path / "report.html").read_text("utf-8")
+    assert all(title in page for title in ("Linear probe", "RankMe", "Alignment", "Uniformity"))
+
+
+def test_a_collapse_stops_the_run_with_advice(tmp_path: Path) -> None:
+    """Views that must agree, and nothing against their being all the same."""
+    with pytest.raises(Diverged, match=r"the projections collapsed at step .*vicreg: variance, covariance"):
+        modicum.pretrain(
+            "digits", objective="vicreg(variance=0, covariance=0, hidden=8, out=4)", encoder="mlp(width=16, depth=1)",
+            lr=0.05, steps=300, batch=64, out=tmp_path / "r",
+        )  # fmt: skip
