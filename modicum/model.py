@@ -79,7 +79,7 @@ class Model:
                 f"{self.run.path} predicts {self.what()}: run  modicum finetune {self.run.path} DATA  first"
             )
         if found is None:
-            which = {"reconstruct": "autoencoder", "sample": "next_token"}[method]
+            which = {"reconstruct": "autoencoder", "sample": "next_token or vae"}[method]
             raise UserError(f"{self.run.path} does not {method}: pre-train with --objective {which}")
         return found
 

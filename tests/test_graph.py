@@ -141,6 +141,30 @@ def test_sums_and_means_over_the_real_nodes() -> None:
             assert torch.allclose(features.pooled[k], getattr(real, readout)(0), rtol=1e-4)
 
 
+def test_the_wide_readout_has_mean_maximum_and_rooted_sum_of_every_round() -> None:
+    tokens, _ = graphs()
+    rounds = made(jump="cat", readout="mean")(tokens).x.unflatten(2, (3, 8))
+    for jump in ("last", "cat"):
+        trunk = made(jump=jump)
+        out = trunk(tokens)
+        assert torch.equal(out.x.contiguous(), rounds.flatten(2) if jump == "cat" else rounds[:, :, -1])
+        for k, n in enumerate(NODES.tolist()):
+            real = rounds[k, :n].flatten(1)
+            wanted = torch.cat([real.mean(0), real.amax(0), real.sum(0) / n**0.5])
+            assert torch.allclose(out.pooled[k], wanted, rtol=1e-5, atol=1e-6)
+        assert out.pooled.shape == (4, trunk.dim_pooled)
+    gone = torch.zeros_like(tokens.mask)
+    assert not trunk(tokens._replace(mask=gone)).pooled.any()
+
+
+def test_rows_about_a_node_are_pooled_as_that_node() -> None:
+    input, batch = zoo.all_rows("graphs", zoo.networks(True))
+    encoder = Encoder.of(input, "graph(width=8, depth=2)").eval()
+    features = encoder(batch)
+    assert torch.equal(features.pooled, features.tokens[:, 0])
+    assert features.pooled.shape[1] == encoder.dim == 8
+
+
 def test_edges_at_padded_tokens_carry_nothing() -> None:
     trunk = made()
     tokens, _ = graphs()

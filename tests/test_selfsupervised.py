@@ -298,8 +298,35 @@ def test_a_vae_draws_rows_of_a_table(tmp_path: Path) -> None:
 
 def test_a_vae_of_texts_cannot_draw_any() -> None:
     objective = made("vae(code=4)", "mlp(width=16, over='set')", zoo.texts)
-    with pytest.raises(UserError, match="text have different lengths: generate with next_token"):
+    with pytest.raises(UserError, match="text have different ones: generate with next_token"):
         objective.sample(2, Sampler(seeds.generator(0)))
+
+
+@pytest.mark.parametrize("objective", ["vae(code=4)", "autoencoder(code=4)"])
+def test_rows_shorter_than_the_longest_are_rebuilt_and_shown(objective: str) -> None:
+    """The mirror gives as many tokens as the longest row has; a batch may have fewer."""
+    for given, raw, encoder in (
+        (zoo.graphs, zoo.drugs, zoo.GIN),
+        (zoo.series, zoo.curves, zoo.RNN),
+        (zoo.texts, zoo.sentences, zoo.SET),
+    ):
+        input, batch = given()
+        made = zoo.objective(objective, encoder, given)().eval()
+        shortest = int(batch["mask"].sum(1).argmin())
+        row = input.pack(raw()).source.rows(np.array([shortest]))
+        assert row["mask"].shape[1] < batch["mask"].shape[1]
+        with torch.no_grad():
+            again, error = made.reconstruct(row)
+        assert error.shape == (1,)
+        assert len(input.show(again)) == 1
+
+
+def test_a_vae_draws_series(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(50, 1, 40))
+    run = modicum.pretrain(x, objective="vae(code=4)", encoder="recurrent(width=16)", steps=3, out=tmp_path / "r")
+    table = modicum.generate(run, n=3)
+    assert table.column_names == ["id", "time", "value"]
+    assert table.num_rows == 120
 
 
 # Measures of features

@@ -131,9 +131,10 @@ class Embed(nn.Module, ABC):
 
 
 class Unembed(nn.Module, ABC):
-    """Tokens (b, t, dim) on the embed's grid -> a raw batch, and how far it is from the true one."""
+    """Tokens (b, t, dim) on the embed's grid -> a raw batch (`whole`: all of it), and how far from the true one."""
 
     dim: int
+    whole: bool = True
 
     @abstractmethod
     def loss(self, tokens: Tensor, batch: Batch, where: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum.maths.blocks import LOW, Blocked, Blocks, Final, fit
+from modicum.maths.kernels import log_sums as fused
 
 
 def log_sums(
@@ -37,6 +38,8 @@ def log_sums(
     nothing is summed. Differentiable once in x, y and scale.
     """
     with torch.autocast(x.device.type, enabled=False):
+        if fused.usable(x, y):
+            return fused.log_sums(x, y, scale, groups, both=both, pull=pull, rivals=rivals)
         blocks = Blocks(x, y, groups, rivals).within(scale)
         rows, columns, pulled = _LogSums.apply(x, y, scale, blocks, both, pull)
     return rows, columns, pulled

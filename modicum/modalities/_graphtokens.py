@@ -118,6 +118,7 @@ class Guess(Unembed):
     (1 - cos)² of GraphMAE (Hou et al. 2022). Features that are missing count 0.
     """
 
+    whole = False
     mean: Tensor
     std: Tensor
 

@@ -55,6 +55,8 @@ class Words(Embed):
 class Spell(Unembed):
     """Tokens (b, t', dim) -> logits over the vocabulary; cross-entropy of every token, 0 where padded; t' >= t."""
 
+    whole = False
+
     def __init__(self, text: Text) -> None:
         super().__init__()
         self.dim, self.special = text.width, dict(text.special)

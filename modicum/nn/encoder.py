@@ -107,7 +107,7 @@ class Encoder(Tower):
     """A raw batch -> `Features`: the input's embed, a trunk, and pooling over tokens.
 
     `input` is an Input (what the encoder takes), `trunk` a Trunk built for the embed's dim and grid. `pool`: "own" is
-    the trunk's own summary, or where it makes none the mean (the first token of rows that are about it); "mean",
+    the first token of rows that are about it, else the trunk's own summary, or where it makes none the mean; "mean",
     "max", or "attention" (a learned query).
     """
 
@@ -164,7 +164,7 @@ class Encoder(Tower):
     @property
     def dim(self) -> int:
         """Width of the pooled features."""
-        return self.trunk.dim_pooled if self.pool == "own" else self.trunk.dim_out
+        return self.trunk.dim_pooled if self.pool == "own" and not self.embed.first else self.trunk.dim_out
 
     def layers(self) -> Layers:
         """The layers input -> output; embed and pooling are layers where they have parameters."""
@@ -205,7 +205,7 @@ class Encoder(Tower):
         if self.pool == "max":
             x = out.x if out.mask is None else out.x.masked_fill(~out.mask.unsqueeze(-1), -math.inf)
             return x.amax(1)
-        if self.pool == "own" and out.pooled is None and self.embed.first:
+        if self.pool == "own" and self.embed.first:
             return out.x[:, 0]
         return pool(out.x, out.mask) if out.pooled is None or self.pool == "mean" else out.pooled
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from modicum.core.errors import UserError
-from modicum.core.types import Batch, Features, Tokens
+from modicum.core.types import Batch, Features, Tokens, Unembed
 from modicum.nn.encoder import Encoder, filled
 
 
@@ -37,6 +37,11 @@ def real_tokens(encoder: Encoder, batch: Batch) -> Tensor | None:
     return batch["mask"] if encoder.embed.ragged else None
 
 
-def mean_error(error: Tensor, real: Tensor | None) -> Tensor:
-    """The mean over real tokens of errors (b, t): (b,)."""
-    return error.mean(1) if real is None else error.sum(1) / real.sum(1).clamp(min=1)
+def rebuilt(unembed: Unembed, tokens: Tensor, batch: Batch, encoder: Encoder) -> tuple[Batch, Tensor]:
+    """The batch with what `tokens` say of it, in raw units, and the mean error of every row's real tokens (b,)."""
+    real = real_tokens(encoder, batch)
+    if real is None:
+        return {**batch, **unembed.decode(tokens)}, unembed.loss(tokens, batch).mean(1)
+    tokens = tokens[:, : real.shape[1]]  # the mirror gives as many as the longest row has
+    error = unembed.loss(tokens, batch).sum(1) / real.sum(1).clamp(min=1)
+    return {**batch, **unembed.decode(tokens)}, error

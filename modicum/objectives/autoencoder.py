@@ -12,7 +12,7 @@ from modicum.core.errors import UserError
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.maths.losses import spread
 from modicum.nn.encoder import Encoder
-from modicum.nn.mirror import Mirror, mean_error, real_tokens
+from modicum.nn.mirror import Mirror, real_tokens, rebuilt
 
 
 @final
@@ -46,9 +46,7 @@ class Autoencoder(Objective):
 
     def reconstruct(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The rebuilt batch in raw units, and the mean error of every row (b,)."""
-        tokens = self.mirror.grow(self.mirror.squeeze(self.encoder(batch)))
-        error = mean_error(self.unembed.loss(tokens, batch), real_tokens(self.encoder, batch))
-        return {**batch, **self.unembed.decode(tokens)}, error
+        return rebuilt(self.unembed, self.mirror.grow(self.mirror.squeeze(self.encoder(batch))), batch, self.encoder)
 
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

@@ -13,7 +13,7 @@ from modicum.core.types import Batch, Choose, Corrupted, Objective
 from modicum.maths.losses import kl_normal, spread, widened
 from modicum.maths.sampling import Sampler
 from modicum.nn.encoder import Encoder
-from modicum.nn.mirror import Mirror, mean_error, real_tokens
+from modicum.nn.mirror import Mirror, real_tokens, rebuilt
 
 
 @final
@@ -57,17 +57,15 @@ class VAE(Objective):
 
     def reconstruct(self, batch: Batch) -> tuple[Batch, Tensor]:
         """The batch rebuilt from its mean codes in raw units, and the mean error of every row (b,)."""
-        tokens = self.mirror.grow(self._posterior(self.encoder(batch))[0])
-        error = mean_error(self.unembed.loss(tokens, batch), real_tokens(self.encoder, batch))
-        return {**batch, **self.unembed.decode(tokens)}, error
+        return rebuilt(self.unembed, self.mirror.grow(self._posterior(self.encoder(batch))[0]), batch, self.encoder)
 
     def sample(self, n: int, choose: Choose, prompt: Batch | None = None, length: int | None = None) -> Batch:
         """`n` new rows in raw units: the decoder's means of codes drawn from N(0, I)."""
-        kind = self.encoder.input.modality
+        if not self.unembed.whole:
+            kind = self.encoder.input.modality
+            raise UserError(f"vae draws rows of one size, and {kind} have different ones: generate with next_token")
         if prompt is not None or length is not None:
             raise UserError("vae draws whole rows: leave out --prompt and --length")
-        if self.encoder.embed.ragged:
-            raise UserError(f"vae draws rows of one size, and {kind} have different lengths: generate with next_token")
         assert isinstance(choose, Sampler)
         code = torch.randn((n, self.code), generator=choose.rng, device=choose.rng.device)
         return self.unembed.decode(self.mirror.grow(choose.temperature * code))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeCV
 from torch import nn
 
 from modicum.core import seeds
@@ -36,6 +36,8 @@ UNLABELLED, COMPONENTS = 15_000, 256
 """Rows that labels are propagated to, and principal components their graph is made of, at most."""
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
 """Four trials each, for every contestant, the baselines included."""
+RIDGES = tuple(10 ** (k / 4) for k in range(-4, 17))
+"""Penalties of a ridge, in scikit-learn's units, of which leave-one-out error chooses: in closed form, at no trial."""
 
 METHODS = {
     "scratch": "train the whole network from random weights",
@@ -144,7 +146,7 @@ def _once(encoder: Tower, method: str, task: Task, rows: np.ndarray, setting: fl
     else:
         layers = len(tower.layers())
         top = int(method[4:]) if method.startswith("top:") else layers
-        linear_head(objective, task, rows, PENALTIES[1])
+        linear_head(objective, task, rows)
         # The probe was read off the running statistics: batch statistics of few rows would move what it stands on.
         tower.keep_statistics = True
         _descend(objective, task, rows, setting, decay=0.8, freeze=layers - top)
@@ -154,7 +156,7 @@ def _once(encoder: Tower, method: str, task: Task, rows: np.ndarray, setting: fl
 def _adapt(objective: Supervised, task: Task, rows: np.ndarray, rate: float, rank: int) -> None:
     """From the probe, train low-rank updates of the encoder's weights and the head; the updates are folded in."""
     tower = objective.encoder
-    linear_head(objective, task, rows, PENALTIES[1])
+    linear_head(objective, task, rows)
     tower.keep_statistics = True
     with seeds.forked(task.seed, "lora"):
         lora(tower, rank)
@@ -255,26 +257,31 @@ def _descend(
         pass
 
 
-def linear_head(objective: Supervised, task: Task, rows: np.ndarray, penalty: float) -> None:
+def linear_head(objective: Supervised, task: Task, rows: np.ndarray, penalty: float | None = None) -> None:
     """Set the head to the (multinomial) logistic or ridge regression on standardised frozen features.
 
-    `penalty` is scikit-learn's C (its inverse for ridge).
+    `penalty` is scikit-learn's C (its inverse for ridge); None: a middling one for classes, for numbers that with the
+    least leave-one-out error on `rows`.
     """
     x, mean, std = scaled(embed(objective.encoder, task.source, rows))
     y = task.target[rows]
     if task.kind == "classes":
-        weight, bias = logistic(x, y, task.outputs, penalty)
+        weight, bias = logistic(x, y, task.outputs, penalty or PENALTIES[1])
     elif task.outputs > 1:
         y = (y - np.array(objective.shift)) / np.array(objective.scale)
         weight, bias = np.zeros((task.outputs, x.shape[1])), np.zeros(task.outputs)
         for k, own in enumerate(y.T):
             if (known := ~np.isnan(own)).any():
-                ridge = Ridge(alpha=1 / penalty).fit(x[known], own[known])
+                ridge = _ridge(penalty).fit(x[known], own[known])
                 weight[k], bias[k] = ridge.coef_, ridge.intercept_
     else:
-        ridge = Ridge(alpha=1 / penalty).fit(x, (y - objective.shift) / objective.scale)
+        ridge = _ridge(penalty).fit(x, (y - objective.shift) / objective.scale)
         weight, bias = ridge.coef_[None], np.atleast_1d(ridge.intercept_)
     set_head(objective, weight, bias, mean, std)
+
+
+def _ridge(penalty: float | None) -> Ridge | RidgeCV:
+    return RidgeCV(RIDGES) if penalty is None else Ridge(alpha=1 / penalty)
 
 
 def scaled(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from modicum.nn.graphs import check_edges
 from modicum.nn.layers import ACTIVATIONS, activation, norm1d
 
 CONVS = ("gin", "gcn", "gat")
+READOUTS = ("wide", "mean", "sum")
 
 
 class Block(nn.Module):
@@ -57,6 +58,17 @@ def among(real: Tensor, edges: Edges, count: int) -> Edges:
     return Edges(ends[:, kept], None if edges.x is None else edges.x[kept])
 
 
+def summary(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean, maximum and sum over the root of the number of real tokens (b, t, d), side by side: (b, 3·d).
+
+    Padded tokens are 0; of a row without real ones all is 0.
+    """
+    real = x.new_ones(x.shape[:2], dtype=torch.bool) if mask is None else mask
+    count, total = real.sum(1, keepdim=True).clamp(min=1), x.sum(1)
+    most = x.masked_fill(~real.unsqueeze(2), -torch.inf).amax(1) if x.shape[1] else total
+    return torch.cat([total / count, most.masked_fill(most == -torch.inf, 0), total / count.sqrt()], 1)
+
+
 @final
 class Graph(Trunk):
     """A linear layer and `depth` rounds of message passing along `Tokens.edges`, in memory linear in their number.
@@ -65,7 +77,9 @@ class Graph(Trunk):
     Brody et al. 2022, with `heads` heads). An edge carries a message from its first end to its second; edges at padded
     tokens carry none, and batch norm counts real tokens only. `edge_dim`, from the data (`Embed.edge_dim`), is the
     width of the edges' features, which "gin" and "gat" read; with 0 they read none. jump="cat" gives the tokens of all
-    rounds side by side (Xu et al. 2018); readout "sum" pools by sums, which tell multisets apart, in place of means.
+    rounds side by side (Xu et al. 2018). readout "wide" pools every round's tokens by their mean, maximum and sum over
+    the root of their number, side by side: that sum tells sizes apart and grows less than a sum does; "mean" and "sum"
+    pool the output alone.
     UserError where the data has no edges, or edges of tokens that are not there.
     """
 
@@ -84,12 +98,12 @@ class Graph(Trunk):
         dropout: float = 0.0,
         residual: bool = True,
         jump: str = "last",
-        readout: str = "mean",
+        readout: str = "wide",
         edge_dim: int = 0,
     ) -> None:
         super().__init__()
         scalar = [a for a in ACTIVATIONS if a != "swiglu"]
-        choices = {"conv": (conv, CONVS), "jump": (jump, ("last", "cat")), "readout": (readout, ("mean", "sum"))}
+        choices = {"conv": (conv, CONVS), "jump": (jump, ("last", "cat")), "readout": (readout, READOUTS)}
         for what, (name, valid) in {**choices, "act": (act, scalar)}.items():
             if name not in valid:
                 raise unknown(f"graph {what}", name, valid)
@@ -131,12 +145,20 @@ class Graph(Trunk):
         for block in self.blocks:
             x = block(x, edges)
             rounds.append(x)
-        x = torch.cat(rounds, 1) if self.jump == "cat" else x
         b, t = tokens.x.shape[:2]
+        every = rounds if self.jump == "cat" or self.readout == "wide" else rounds[-1:]
+        wide = torch.cat(every, 1)
         if real is not None:
-            x = x.new_zeros(b * t, self.dim_out).index_copy(0, real, x)
-        x = x.view(b, t, self.dim_out)
-        return tokens._replace(x=x, pooled=x.sum(1) if self.readout == "sum" else None)
+            wide = wide.new_zeros(b * t, wide.shape[1]).index_copy(0, real, wide)
+        wide = wide.view(b, t, wide.shape[1])
+        pooled = None if self.readout == "mean" else wide.sum(1)
+        if self.readout == "wide":
+            pooled = summary(wide, tokens.mask)
+        return tokens._replace(x=wide[..., -self.dim_out :], pooled=pooled)
+
+    @property
+    def dim_pooled(self) -> int:
+        return 3 * self.width * self.depth if self.readout == "wide" else self.dim_out
 
     def _edges(self, tokens: Tokens) -> Edges:
         edges = tokens.edges

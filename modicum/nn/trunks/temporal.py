@@ -12,6 +12,9 @@ from modicum.core.errors import UserError
 from modicum.core.types import Layers, Tokens, Trunk
 from modicum.nn.layers import activation
 
+PARTS = 8
+"""Parts of the time, a power of 2, that are pooled by themselves, and their unions by twos."""
+
 
 class Block(nn.Module):
     """Norm, activation, a dilated convolution, and the same again without dilation; residual. Tokens (b, t, width)."""
@@ -53,12 +56,42 @@ class Grow(nn.Module):
         return self.out(x)
 
 
+def pyramid(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean, maximum and share above 0 of tokens (b, t, d) over eighths of the real ones, ..., all: (b, 45·d).
+
+    Eighths overlap by a token where they would divide one, so that none is empty.
+    """
+    b, t, _ = x.shape
+    mask = x.new_ones((b, t), dtype=torch.bool) if mask is None else mask
+    size, order = mask.sum(1), (~mask).byte().argsort(dim=1, stable=True)
+    part = torch.arange(PARTS, device=x.device)
+    low, high = part * size.unsqueeze(1) // PARTS, ((part + 1) * size.unsqueeze(1) + PARTS - 1) // PARTS
+    place = low.unsqueeze(2) + torch.arange(-(-t // PARTS) + 1, device=x.device)
+    real = (place < high.unsqueeze(2)).unsqueeze(3)
+    at = order.gather(1, place.clamp(max=t - 1).flatten(1)) + t * torch.arange(b, device=x.device).unsqueeze(1)
+    own = x.flatten(0, 1).index_select(0, at.flatten()).view(*place.shape, -1)
+    count = real.sum(2).clamp(min=1)
+    mean, most = (own * real).sum(2) / count, own.masked_fill(~real, -torch.inf).amax(2)
+    most = most.masked_fill(most == -torch.inf, 0)
+    # The share above 0 has no gradient; a steep sigmoid has, and is near it.
+    share = (torch.sigmoid(8 * own) * real).sum(2) / count
+    out = []
+    while True:
+        out += [mean.flatten(1), most.flatten(1), share.flatten(1)]
+        if mean.shape[1] == 1:
+            return torch.cat(out, 1)
+        mean, most, share = (y.unflatten(1, (-1, 2)) for y in (mean, most, share))
+        mean, most, share = mean.mean(2), most.amax(2), share.mean(2)
+
+
 @final
 class Temporal(Trunk):
     """`depth` residual blocks of two convolutions over `kernel` tokens, the first of each dilated by 1, 2, 4, ...
 
-    The pooled features are the mean, the maximum and the share of positive values (Dempster et al. 2020) of every
-    unit over the real tokens, side by side. With `causal` no token sees a later one.
+    The pooled features are the mean, the maximum and the share of positive values (Dempster et al. 2020) of every unit
+    of every block, over the real tokens, each half, quarter and eighth of them, side by side (a pyramid: He et al.
+    2014): what a linear model reads of short and long patterns, and of when they come. With `causal` no token sees a
+    later one.
     """
 
     def __init__(
@@ -85,7 +118,7 @@ class Temporal(Trunk):
         self.can = frozenset({"padding", "any_length"} | ({"causal"} if causal else set()))
         self.stem = nn.Linear(dim, width)
         self.block = nn.ModuleList(self._blocks())
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.dim_out, self.grid_out = width, self.grid
 
     def _blocks(self) -> list[Block]:
@@ -94,27 +127,19 @@ class Temporal(Trunk):
 
     @property
     def dim_pooled(self) -> int:
-        return 3 * self.width
+        return 3 * (2 * PARTS - 1) * self.width * self.depth
 
     def forward(self, tokens: Tokens, causal: bool = False) -> Tokens:
         del causal  # a trunk that is causal always is
-        x = self.stem(tokens.x)
-        for block in self.block:
+        x, seen = self.stem(tokens.x), []
+        for block, norm in zip(self.block, self.norm, strict=True):
             x = block(x, tokens.mask)
-        x = self.norm(x)
-        return tokens._replace(x=x, pooled=self._pooled(x, tokens.mask))
-
-    def _pooled(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        real = x.new_ones(*x.shape[:2], 1) if mask is None else mask.unsqueeze(2).to(x.dtype)
-        count = real.sum(1).clamp(min=1)
-        # The share above 0 has no gradient; a steep sigmoid has, and is near it.
-        share = (torch.sigmoid(8 * x) * real).sum(1) / count
-        most = x.masked_fill(real == 0, -torch.inf).amax(1)
-        return torch.cat([(x * real).sum(1) / count, most.clamp(min=-1e4), share], 1)
+            seen.append(norm(x))
+        return tokens._replace(x=seen[-1], pooled=pyramid(torch.cat(seen, 2), tokens.mask))
 
     def layers(self) -> Layers:
-        blocks: Layers = {f"block{k + 1}": [block] for k, block in enumerate(self.block)}
-        return {"stem": [self.stem], **blocks, "norm": [self.norm]}
+        both = zip(self.block, self.norm, strict=True)
+        return {"stem": [self.stem], **{f"block{k + 1}": [block, norm] for k, (block, norm) in enumerate(both)}}
 
     def decoder(self, code: int) -> nn.Module:
         return Grow(code, self.grid[0], self.width, self.dim, self._blocks())
