@@ -34,7 +34,7 @@ from modicum.training.tuples import labelled
 ENCODER, BATCH = "convnet", 256
 OBJECTIVES = (
     "simclr()", "simclr(n=4)", "moco()", "vicreg()", "vicreg(n=4)", "barlow()", "byol()", "dino()", "dino(n=4)",
-    "lejepa()", "masked()", "latent_masked()", "autoencoder()", "autoencoder(noise=.5)", "vae()",
+    "lejepa()", "masked()", "latent_masked()", "autoencoder()", "vae()",
     "masked() + .1*simclr()", "supcon()", "triplet()",
 )  # fmt: skip
 
@@ -63,23 +63,24 @@ def scores(bank: np.ndarray, y: np.ndarray, query: np.ndarray, true: np.ndarray)
     return {**found, "ten": np.mean(few)}
 
 
-def one(text: str, seed: int, seconds: float, threads: int) -> dict[str, float]:
-    """Train one objective for about so many seconds and read its features."""
+def every(text: str, asked: list[int]) -> list[dict[str, float]]:
+    """Train one objective for about so many seconds with each seed, and read its features."""
+    seconds, first, count, threads = asked
     torch.set_num_threads(threads)
     found, input, y, train, test = data()
     packed = input.pack(found.raw)  # type: ignore[attr-defined]
     bank = np.sort(seeds.numpy(0, "bank").choice(train, 10_000, replace=False))
     if text == "raw pixels":
         rows = [np.asarray(input.flat(packed.source.rows(index))) for index in (bank, test)]  # type: ignore[attr-defined]
-        return scores(rows[0], y[bank], rows[1], y[test])
+        return [scores(rows[0], y[bank], rows[1], y[test])]
 
-    def make(steps: int) -> torch.nn.Module:
+    def make(seed: int, steps: int) -> torch.nn.Module:
         with seeds.forked(seed, "init"):
             views = Make(lambda given: {**found.views, **(given["args"] if given else {})})
-            encoder = tower(input, ENCODER)
-            return build("objective", parse(text), encoder=encoder, views=views, steps=steps)
+            goal = parse("simclr()" if text == "untrained" else text)
+            return build("objective", goal, encoder=tower(input, ENCODER), views=views, steps=steps)
 
-    def batches(objective: torch.nn.Module) -> object:
+    def batches(objective: torch.nn.Module, seed: int) -> object:
         if not objective.uses_labels:
             return Batches(packed.source, train, batch=BATCH, seed=seed)
         rng = np.random.default_rng(seed)
@@ -87,47 +88,47 @@ def one(text: str, seed: int, seconds: float, threads: int) -> dict[str, float]:
         known = np.isin(np.arange(len(y)), own)
         return labelled(packed.source, train, np.where(known, y, -1), known, BATCH, seed)
 
-    def trained(objective: torch.nn.Module, steps: int) -> float:
+    def trained(objective: torch.nn.Module, seed: int, steps: int) -> float:
         optimizer = adamw(groups(objective, lr=4e-3, weight_decay=0.05))
-        began, given = time.perf_counter(), batches(objective)
+        given, began = batches(objective, seed), time.perf_counter()
         for step in fit(objective, given, optimizer, steps=steps, seed=seed, schedule=cosine(steps), clip=1.0):
             last = step
         last.loss.item()
         return time.perf_counter() - began
 
-    untrained = text == "untrained"
-    if untrained:
-        text, steps, took = "simclr()", 0, 0.0
-        objective = make(0)
-    else:
-        trained(make(30), 5)  # what is compiled or cached once is not counted
-        steps = max(10, round(seconds / (trained(make(30), 25) / 25)))
-        objective = make(steps)
-        took = trained(objective, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    encoder = next(iter(objective.encoders().values()))
-    z = [embed(encoder, packed.source, index) for index in (bank, test)]
-    return scores(z[0], y[bank], z[1], y[test]) | {"steps": steps, "took": took, "mb": peak}
+    rows = []
+    if text != "untrained":
+        trained(make(0, 30), 0, 5)  # what is compiled or cached once is not counted
+    for seed in range(first, first + count):
+        more: dict[str, float] = {}
+        if text == "untrained":
+            objective = make(seed, 0)
+        else:
+            steps = max(10, round(seconds / (trained(make(seed, 30), seed, 20) / 20)))
+            objective = make(seed, steps)
+            took = trained(objective, seed, steps)
+            more = {"steps": steps, "took": took, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+        encoder = next(iter(objective.encoders().values()))
+        z = [embed(encoder, packed.source, index) for index in (bank, test)]
+        rows.append(scores(z[0], y[bank], z[1], y[test]) | more)
+    return rows
 
 
 def main() -> None:
-    if len(sys.argv) == 6 and sys.argv[1] == "one":
-        print(json.dumps(one(sys.argv[2], int(sys.argv[3]), float(sys.argv[4]), int(sys.argv[5]))))
+    if sys.argv[1:2] == ["every"]:
+        print(json.dumps(every(sys.argv[2], [int(v) for v in sys.argv[3:]])))
         return
     bench = Bench("objectives", seconds=40, seeds=3)
     asked = bench.asked
     print(f"{'':26}{'k-NN':>8}{'linear':>9}{'10 labels a class':>24}{'steps/s':>10}{'MB':>7}")
     for text in ("raw pixels", "untrained", *OBJECTIVES):
-        rows = []
-        for seed in range(asked.seed, asked.seed + (1 if text == "raw pixels" else asked.seeds)):
-            ask = [sys.executable, __file__, "one", text, str(seed), str(asked.seconds), str(asked.threads)]
-            done = subprocess.run(ask, capture_output=True, text=True)
-            if done.returncode:
-                print(f"{text}: {done.stderr.strip().splitlines()[-1][:150]}")
-                continue
-            rows.append(json.loads(done.stdout.splitlines()[-1]))
-        if not rows:
+        numbers = [asked.seconds, asked.seed, asked.seeds, asked.threads]
+        ask = [sys.executable, __file__, "every", text, *map(str, numbers)]
+        done = subprocess.run(ask, capture_output=True, text=True)
+        if done.returncode:
+            print(f"{text}: {done.stderr.strip().splitlines()[-1][:150]}")
             continue
+        rows = json.loads(done.stdout.splitlines()[-1])
         mean = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
         name = text + ("*" if text.startswith(("supcon", "triplet")) else "")
         span = f"{mean['ten']:.3f} [{min(r['ten'] for r in rows):.3f}, {max(r['ten'] for r in rows):.3f}]"
