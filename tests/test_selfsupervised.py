@@ -179,6 +179,19 @@ def test_normalised_patches_are_those_of_mae() -> None:
         made("masked(normalise=True)", "mlp(width=8)", zoo.tables)
 
 
+def test_a_patch_is_predicted_from_those_before_it_alone() -> None:
+    """Changing the pixels of a patch changes what is said of later patches, and of none before or of itself."""
+    objective = made("next_token()", "transformer(width=16, depth=2, heads=2, patch=2, causal=True)")
+    image, said = zoo.images()[1]["image"], []
+    objective.out.register_forward_hook(lambda _, __, out: said.append(out.view(12, 8, 8)))
+    objective({"image": image})
+    changed = image.clone()
+    changed[:, 2:4, 4:6] = 255 - changed[:, 2:4, 4:6]  # patch (1, 2), the seventh of sixteen
+    objective({"image": changed})
+    moved = (said[0] - said[1]).abs().amax(0).view(4, 2, 4, 2).amax((1, 3)).flatten() > 1e-6
+    assert moved.tolist() == [False] * 7 + [True] * 9
+
+
 # Labels, pairs and triplets
 
 

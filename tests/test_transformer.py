@@ -355,7 +355,7 @@ def test_sizes_and_capabilities() -> None:
         ", edges='bias'": {"edges", "any_length"},
     }.items():
         assert zoo.trunk(f"{SMALL}{options})", 4, (6,))().can == both | can, options
-    assert zoo.trunk(f"{SMALL}, patch=2)")().can == {"keep", "stack"}
+    assert zoo.trunk(f"{SMALL}, patch=2)")().can == {"keep", "causal", "stack"}
 
 
 REFUSED = {

@@ -399,6 +399,12 @@ OBJECTIVES = [
     Row("vae", "series", objective("vae(code=4)", RNN, series), lambda: series()[1]),
     Row("next_token", "tables", objective("next_token()", GPT, tables), lambda: tables()[1]),
     Row("next_token", "images", objective("next_token()", GPT, images), lambda: images()[1]),
+    Row(
+        "next_token",
+        "images-patches",
+        objective("next_token()", "transformer(width=16, depth=1, heads=2, patch=2, causal=True)", images),
+        lambda: images()[1],
+    ),
     Row("supcon", "images", objective("supcon(hidden=16, out=8)", CONV, images), some_labels(images)),
     Row("supcon", "text", objective("supcon(hidden=16, out=8)", SET, texts), some_labels(texts)),
     Row("triplet", "hard", objective("triplet(None, 'hard', hidden=16, out=8)", CONV, images), some_labels(images)),

@@ -96,3 +96,13 @@ class Unpatch(nn.Module):
         order = [0, *(k for side in range(axes) for k in (1 + side, 1 + axes + side)), 2 * axes + 1]
         split = x.reshape(-1, *self.grid_in, *[self.patch] * axes, self.dim)
         return split.permute(order).reshape(len(x), math.prod(self.grid), self.dim)
+
+
+def outwards(width: int, coarse: tuple[int, ...], fine: tuple[int, ...], dim: int) -> nn.Module | None:
+    """From tokens (b, n, width) on a coarse grid to tokens (b, t, dim) on a finer one of square cells; else None."""
+    if coarse == fine:
+        return nn.Identity() if width == dim else nn.Linear(width, dim)
+    sides = {f // c if not f % c else 0 for f, c in zip(fine, coarse, strict=False)}
+    if len(coarse) == len(fine) and len(sides) == 1 and 0 not in sides and math.prod(coarse) > 1:
+        return Unpatch(width, fine, sides.pop(), dim)
+    return None

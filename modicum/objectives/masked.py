@@ -12,7 +12,7 @@ from modicum.core.types import Batch, Corrupted, Objective
 from modicum.maths.losses import spread
 from modicum.nn.encoder import Encoder
 from modicum.nn.hiding import Hiding
-from modicum.nn.patches import Unpatch
+from modicum.nn.patches import outwards
 
 
 @final
@@ -53,11 +53,8 @@ class Masked(Objective):
         """From tokens on the trunk's output grid to tokens of the unembed on the input's."""
         trunk, fine = self.encoder.trunk, tuple(self.encoder.embed.grid)
         coarse, dim = tuple(trunk.grid_out), self.unembed.dim
-        if coarse == fine:
-            return nn.Identity() if width == dim else nn.Linear(width, dim)
-        sides = {f // c if not f % c else 0 for f, c in zip(fine, coarse, strict=False)}
-        if len(coarse) == len(fine) and len(sides) == 1 and 0 not in sides and math.prod(coarse) > 1:
-            return Unpatch(width, fine, sides.pop(), dim)
+        if (found := outwards(width, coarse, fine, dim)) is not None:
+            return found
         code = width * math.prod(coarse)
         last = nn.Identity() if trunk.dim == dim else nn.Linear(trunk.dim, dim)
         return nn.Sequential(nn.Flatten(1), trunk.decoder(code), last)

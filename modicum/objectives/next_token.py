@@ -12,32 +12,38 @@ from modicum.core.errors import UserError
 from modicum.core.types import Batch, Choose, Corrupted, Objective, Tokens, Unembed
 from modicum.maths.losses import spread
 from modicum.nn.encoder import Encoder
+from modicum.nn.patches import outwards
 
 
 @final
 class NextToken(Objective):
     """Mean error of each token's prediction from the tokens before it, by a trunk that is `causal`.
 
-    The first is predicted from a learned start, unless every row begins with the same token (<bos>). `tie` gives the
-    output the weights of the input's embedding, where the modality can (GPT-2 does).
+    Where the trunk joins tokens to patches, each patch is predicted from those before it, row after row (AIM, El-Nouby
+    et al. 2024). The first is predicted from a learned start, unless every row begins with the same token (<bos>).
+    `tie` gives the output the weights of the input's embedding, where the modality can (GPT-2 does).
     """
 
     def __init__(self, encoder: Encoder, tie: bool = True) -> None:
         super().__init__()
         encoder.require("causal")
         trunk, embed = encoder.trunk, encoder.embed
-        if tuple(trunk.grid_out) != tuple(embed.grid):
-            raise UserError(
-                f"next_token predicts every token on the grid {tuple(embed.grid)}; the trunk gives "
-                f"{tuple(trunk.grid_out)}: use one that keeps the tokens apart (patch=1)"
-            )
-        self.encoder, self.tie = encoder, tie
+        coarse, fine = tuple(trunk.grid_out), tuple(embed.grid)
+        self.encoder, self.tie, self.patched = encoder, tie, coarse != fine
         self.unembed = encoder.input.unembed()
-        dim = self.unembed.dim
-        self.out = nn.Identity() if trunk.dim_out == dim else nn.Linear(trunk.dim_out, dim)
+        out = outwards(trunk.dim_out, coarse, fine, self.unembed.dim)
+        if out is None:
+            raise UserError(
+                f"next_token predicts every token on the grid {fine}; the trunk gives {coarse}: use one that keeps "
+                "tokens apart (patch=1), or patches that divide the grid"
+            )
+        if self.patched and embed.ragged:
+            raise UserError(f"next_token on {encoder.input.modality} wants a trunk that keeps tokens apart (patch=1)")
+        self.out = out
         if tie:
             self.unembed.tie(embed)
-        self.start = None if embed.begins else nn.Parameter(0.02 * torch.randn(embed.dim))
+        width = trunk.dim_out if self.patched else embed.dim
+        self.start = None if embed.begins else nn.Parameter(0.02 * torch.randn(width))
 
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
         del rng  # nothing is random
@@ -46,6 +52,8 @@ class NextToken(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         batch = dict(corrupted)
         tokens = self.encoder.embed(batch)
+        if self.patched:
+            return self._patches(tokens, batch)
         x = tokens.x
         if self.start is not None:
             x = torch.cat([self.start.expand(len(x), 1, -1), x[:, :-1]], 1)
@@ -56,6 +64,13 @@ class NextToken(Objective):
             out = torch.cat([out[:, :1], out[:, :-1]], 1)
             where = where.index_fill(1, torch.zeros(1, dtype=torch.long, device=x.device), False)
         return self.unembed.loss(out, batch, where).mean(), spread(seen.pooled[:128])
+
+    def _patches(self, tokens: Tokens, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """What comes out at a patch predicts the next one; the first is predicted from the start alone."""
+        seen, start = self.encoder.run(tokens, causal=True), self.start
+        assert start is not None
+        x = torch.cat([start.expand(len(seen.tokens), 1, -1), seen.tokens[:, :-1]], 1)
+        return self.unembed.loss(self.out(x), batch).mean(), spread(seen.pooled[:128])
 
     def note(self) -> str:
         if type(self.unembed).draw is not Unembed.draw:

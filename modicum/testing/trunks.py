@@ -233,9 +233,11 @@ def trunk_causal(make: MakeTrunk) -> None:
     encoder = encoder_of(make()).eval()
     if "causal" not in encoder.trunk.can:
         return
-    x = tokens_for(encoder.trunk)
-    cut = x.shape[1] // 2
-    other = torch.cat([x[:, :cut], tokens_for(encoder.trunk, seed=1)[:, cut:]], 1)
+    x, trunk = tokens_for(encoder.trunk), encoder.trunk
+    cut = int(np.prod(trunk.grid_out)) // 2
+    later = (torch.arange(int(np.prod(trunk.grid_out))) >= cut).expand(len(x), -1)
+    later = spread(later, tuple(trunk.grid_out), tuple(trunk.grid)) if trunk.grid_out != trunk.grid else later
+    other = torch.where(later.unsqueeze(2), tokens_for(trunk, seed=1), x)
     with torch.no_grad():
         a, b = encoder({"x": x}, causal=True).tokens, encoder({"x": other}, causal=True).tokens
     assert near(a[:, :cut], b[:, :cut]), "an earlier token sees later ones"
@@ -346,7 +348,7 @@ def trunk_keep(make: MakeTrunk) -> None:
 def trunk_step(make: MakeTrunk) -> None:
     """Where `causal` is declared, steps one after the other equal one causal forward; their state is left as it is."""
     trunk = make().eval()
-    if "causal" not in trunk.can:
+    if "causal" not in trunk.can or tuple(trunk.grid_out) != tuple(trunk.grid):  # a step is a token, not a patch
         return
     stirred(trunk)
     x = tokens_for(trunk, 3)

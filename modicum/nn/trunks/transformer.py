@@ -119,10 +119,10 @@ class Transformer(Trunk):
                 f"positions='{self._positions}' wants {of[1]} to be a multiple of {2 * len(self.grid)} on a grid of "
                 f"{len(self.grid)} axes; got {of[0]}"
             )
-        if self.causal and (self._patch > 1 or self.class_token or self.edges == "bias"):
+        if self.causal and (self.class_token or self.edges == "bias"):
             raise UserError(
-                "transformer(causal=True) wants tokens in a row: leave out class_token and edges, and use patch=1; got "
-                f"class_token={self.class_token}, edges='{self.edges}', patch={self._patch}"
+                "transformer(causal=True) wants tokens in a row: leave out class_token and edges; got "
+                f"class_token={self.class_token}, edges='{self.edges}'"
             )
         if self.edges == "bias" and (self._patch > 1 or self._positions != "none"):
             raise UserError(
@@ -136,7 +136,7 @@ class Transformer(Trunk):
             "stack": True,
             "keep": not joined,
             "padding": alone,
-            "causal": alone and not joined and not self.class_token,
+            "causal": not joined and not self.class_token,
             "any_length": self.embed.any_length,
             "edges": joined,
         }
