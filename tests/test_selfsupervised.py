@@ -292,7 +292,7 @@ def test_a_vae_draws_digits_that_look_like_digits(tmp_path: Path) -> None:
     table = modicum.generate(run, n=5, output=tmp_path / "five.png")
     assert Image.open(io.BytesIO(table.column("image")[0].as_py())).size == (8, 8)
     with Image.open(tmp_path / "five.png") as sheet:
-        assert sheet.size == (24, 16)
+        assert sheet.size == (28, 19)
     with pytest.raises(UserError, match="vae draws whole rows"):
         model.sample(2, length=3)
 

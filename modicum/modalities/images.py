@@ -24,6 +24,8 @@ from modicum.modalities._imagefiles import EXTENSIONS, RawImages, _path_column, 
 from modicum.modalities._imagepack import Packed as PackedImages
 from modicum.modalities._imagepack import bytes_needed, pack, survey
 
+GREY: dict[str, int | tuple[int, int, int]] = {"L": 128, "RGB": (128, 128, 128)}
+
 
 class Pixels(Embed):
     """uint8 or float images (b, h, w, c) in 0..255 -> normalised pixels as tokens (b, size·size, c)."""
@@ -261,13 +263,15 @@ class Images(Input):
         return pa.table({"image": [png(picture) for picture in pictures(batch)]})
 
     def sheet(self, batch: Batch) -> Image.Image:
-        """All images of the batch in one, side by side."""
+        """All images of the batch in one, side by side, a pixel apart."""
         found = pictures(batch)
         wide = math.ceil(math.sqrt(len(found)))
-        width, height = found[0].size
-        out = Image.new(found[0].mode, (wide * width, math.ceil(len(found) / wide) * height))
+        width, height = (side + 1 for side in found[0].size)
+        out = Image.new(
+            found[0].mode, (wide * width + 1, math.ceil(len(found) / wide) * height + 1), GREY[found[0].mode]
+        )
         for k, picture in enumerate(found):
-            out.paste(picture, (k % wide * width, k // wide * height))
+            out.paste(picture, (k % wide * width + 1, k // wide * height + 1))
         return out
 
 

@@ -36,12 +36,15 @@ CURVES = {  # metric: its title and what it means to a newcomer; those a run doe
     "alignment": ("Alignment", "Squared distance of two views of a row on the unit sphere: lower is closer."),
     "uniformity": ("Uniformity", "How evenly rows cover the unit sphere: lower is more even, 0 is one point."),
     "unused": ("Unused dimensions", "Share of dimensions that hardly vary."),
+    "error": ("Reconstruction error", "Mean error of a token that is rebuilt from the row's code."),
+    "kl": ("KL divergence", "Nats that a row's code says beyond what is drawn at random. Near 0, it is not used."),
+    "triplets": ("Triplets", "Share of the labelled rows that have a triplet to learn from."),
     "rank": ("Effective rank", "How many directions the features really use. Near 1, the encoder has collapsed."),
     "spread": ("Spread", "How far apart features of different samples lie. Near 0, the encoder has collapsed."),
     "projected": ("Spread of projections", "How far apart the projection head puts samples. Near 0, it has collapsed."),
     "lr": ("Learning rate", "The size of the steps, set by the schedule."),
 }
-PERCENT = {"accuracy", "knn", "ridge", "unused"}
+PERCENT = {"accuracy", "knn", "ridge", "unused", "triplets"}
 QUIET = {"step", "seconds", "rate", "epoch"}  # logged numbers that tell a reader nothing as a curve
 
 

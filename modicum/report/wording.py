@@ -100,8 +100,10 @@ def lead(spec: Json, results: Json, metrics: Sequence[Json]) -> str:
     if results.get("verdict"):
         return str(results["verdict"])
     data, verb = spec.get("data") or {}, str(spec.get("verb"))
-    rows = f"{data['rows']:,} rows of {data.get('name', 'data')}" if finite(data.get("rows")) else "this data"
-    did = {"pretrain": "Pre-trained, without labels, on", "finetune": "Fine-tuned on"}.get(verb, "Run on")
+    count = data.get("train_rows") or data.get("rows")
+    rows = f"{count:,} rows of {data.get('name', 'data')}" if finite(count) else "this data"
+    how = f"with the labels of {data['labels_used']:,}" if data.get("labels_used") else "without labels"
+    did = {"pretrain": f"Pre-trained, {how}, on", "finetune": "Fine-tuned on"}.get(verb, "Run on")
     step, probe = last(metrics, "step"), last(metrics, "knn")
     steps = f" for {step:,} steps" if finite(step) else ""
     read = f"; a nearest-neighbour vote on its features is right {100 * probe:.0f} % of the time" if probe else ""
