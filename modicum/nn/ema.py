@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 
+SHARE = 20
+
+
 class Ema(nn.Module):
     """A copy of `module`, always in evaluation and without gradients, that follows it: θ' <- m·θ' + (1 - m)·θ.
 
@@ -46,7 +49,12 @@ class Ema(nn.Module):
 
 
 def rising(momentum: float, steps: int) -> Callable[[int], float]:
-    """`momentum` at step 0, rising to 1 along a cosine over `steps` (BYOL, Grill et al. 2020); constant where 0."""
+    """`momentum` at step 0, rising to 1 along a cosine over `steps` (BYOL, Grill et al. 2020); constant where 0.
+
+    Where the training is short it begins lower, at 1 - 20 / steps: a teacher that remembers more than a twentieth of
+    the training would still be half the random network it began as.
+    """
     if not steps:
         return lambda step: momentum
-    return lambda step: 1 - (1 - momentum) * (math.cos(math.pi * min(step, steps) / steps) + 1) / 2
+    first = max(0.0, min(momentum, 1 - SHARE / steps))
+    return lambda step: 1 - (1 - first) * (math.cos(math.pi * min(step, steps) / steps) + 1) / 2

@@ -14,7 +14,9 @@ from modicum.nn.encoder import Tower
 
 @final
 class Combined(Objective):
-    """The sum of the losses of `terms`, (weight, spec) each; a metric of several terms is named after its term.
+    """Weighted sums of objectives on one encoder, written masked() + .1*vicreg(): `terms` are (weight, spec) each.
+
+    Each term draws its own corruption of the batch and runs the encoder on it; their losses are logged by name.
 
     `context` holds what the data decides for them, such as the hints on views, under the user's own options.
     """

@@ -18,7 +18,7 @@ from modicum.training.cost import cost
 from modicum.training.transfer import METHODS
 
 KINDS = ("objectives", "encoders", "datasets", "methods")
-CONTEXT = {"encoder", "dim", "grid", "views"}
+CONTEXT = {"encoder", "dim", "grid", "views", "steps", "from_file", "terms", "context"}
 """Arguments that the data decides, or that are themselves options of a part."""
 
 
