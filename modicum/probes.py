@@ -81,7 +81,8 @@ class Probe:
             self.bank, self.query = np.split(known, [int(0.8 * len(known))])
 
     def __call__(self) -> dict[str, float]:
-        return self.accuracies() | self.measures()
+        found = self.measures()
+        return self.accuracies() | found if found else {}
 
     def accuracies(self) -> dict[str, float]:
         """What the classes say of the features; nothing where rows have none."""
@@ -94,6 +95,8 @@ class Probe:
     def measures(self) -> dict[str, float]:
         """How the features lie, whatever the classes."""
         z = torch.from_numpy(embed(self.encoder, self.source, self.rows))
+        if not z.isfinite().all():  # the guard says so of the loss
+            return {}
         out = {"rank_me": rank_me(z), "unused": unused(z), "uniformity": uniformity(z)}
         if self.views is not None:
             a, b = (torch.from_numpy(self._seen(k)) for k in range(2))

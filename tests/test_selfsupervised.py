@@ -72,6 +72,28 @@ def test_a_teacher_follows_after_the_step(text: str) -> None:
         torch.testing.assert_close(mine, 0.8 * own[id(p)] + 0.2 * p.detach())
 
 
+@pytest.mark.parametrize(("text", "chance"), [("moco(queue=512)", 6.24), ("dino(prototypes=256)", 5.55)])
+def test_a_teacher_with_batch_norm_teaches(text: str, chance: float, tmp_path: Path) -> None:
+    """Its statistics are those of its batch: with the student's running ones all rows look alike to it."""
+    run = modicum.pretrain(
+        "digits",
+        objective=text,
+        encoder="convnet(width=8, stages=2)",
+        steps=150,
+        batch=64,
+        limit=600,
+        out=tmp_path / "r",
+    )
+    last = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()][-10:]
+    assert np.mean([row["loss"] for row in last]) < 0.85 * chance
+
+
+def test_a_teacher_is_its_own_in_evaluation() -> None:
+    objective = made("byol()").train()
+    assert any(m.training for m in objective.teacher.modules())
+    assert not any(m.training for m in objective.eval().teacher.modules())
+
+
 def test_byol_is_the_distance_of_unit_vectors() -> None:
     objective = made("byol(hidden=16, out=8)")
     given = material(objective, zoo.images()[1])
@@ -249,6 +271,32 @@ def test_a_sum_weighs_its_terms_and_shares_the_encoder() -> None:
     torch.testing.assert_close(loss, wanted)
     assert {"masked loss", "vicreg loss", "rank", "spread", "projected"} == set(metrics)
     assert made("2*(simclr() + .5*masked()) + vae()").terms[1][0] == 1
+
+
+def test_a_sum_is_saved_with_its_encoder_once() -> None:
+    objective = made("masked(.3) + masked(.6) + byol(hidden=16, out=8)")
+    names = objective.state_dict()
+    assert not [n for n in names if n.startswith("parts.") and ".encoder." in n]
+    other = zoo.objective("masked(.3) + masked(.6) + byol(hidden=16, out=8)", CONV, zoo.images)()
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(1)
+    other.load_state_dict(names)
+    assert all(torch.equal(a, b) for a, b in zip(other.parameters(), objective.parameters(), strict=True))
+    _, metrics = objective(material(objective, zoo.images()[1]))
+    assert {"masked 1 loss", "masked 2 loss", "byol loss", "projected"} <= set(metrics)
+
+
+def test_a_sum_draws_what_one_term_draws(tmp_path: Path) -> None:
+    run = modicum.pretrain("digits", objective="vae(code=4) + .1*simclr()", out=tmp_path / "r", limit=60, **small.TINY)
+    assert modicum.generate(run, n=3).num_rows == 3
+    with pytest.raises(UserError, match="vae draws codes and not tokens"):
+        modicum.generate(run, n=3, top_k=2)
+
+
+def test_weights_that_are_nan_end_in_the_guards_words(tmp_path: Path) -> None:
+    with pytest.raises(Diverged, match="the loss is"):
+        modicum.pretrain("digits", lr=1e30, out=tmp_path / "r", limit=60, **{**small.TINY, "steps": 20})
 
 
 def test_hints_on_views_go_to_every_term(tmp_path: Path) -> None:

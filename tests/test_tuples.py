@@ -76,7 +76,7 @@ def test_a_bad_pair_is_named_and_left_out_on_request(tmp_path: Path, changed: di
 
 
 def test_pairs_with_test_rows_are_left_out_aloud(tmp_path: Path) -> None:
-    with pytest.warns(Warned, match="2 of 10 rows of .* name rows held out for testing"):
+    with pytest.warns(Warned, match="2 of 10 rows of .* name rows that are not trained on"):
         assert read(pairs(tmp_path / "p.csv"), train=np.setdiff1d(np.arange(30), [3, 15])).size == 8
 
 
@@ -95,14 +95,15 @@ def test_files_that_cannot_be_learned_from(tmp_path: Path) -> None:
         read_tuples(pairs(tmp_path / "4.csv"), ("a", "b"), twice, Numbers(), np.arange(31), False)
 
 
-def test_a_quarter_of_a_batch_is_labelled_where_few_rows_are() -> None:
+def test_a_quarter_more_rows_are_labelled_where_few_are() -> None:
     target = np.where(np.arange(30) < 4, np.arange(30) % 2, -1)
     mixed = labelled(Numbers(), np.arange(30), target, target >= 0, 8, 0)
     assert isinstance(mixed, Mixed)
-    assert mixed.batch == 8
+    assert mixed.batch == 10
+    assert sorted(torch.cat([mixed(step)["n"][:8] for step in range(3)]).tolist())[-1] <= 29
     for step in range(20):
         batch = mixed(step)
-        assert (batch["target"][6:] >= 0).all()
+        assert (batch["target"][8:] >= 0).all()
         assert torch.equal(batch["target"], torch.from_numpy(target)[batch["n"]])
     plain = labelled(Numbers(), np.arange(30), np.zeros(30, int), np.ones(30, bool), 8, 0)
     assert not isinstance(plain, Mixed)
@@ -132,6 +133,7 @@ def test_options_that_do_not_fit_together(tmp_path: Path) -> None:
         ({"objective": "pairs"}, "--objective pairs needs --pairs FILE"),
         ({"objective": "simclr", "pairs": path}, "--pairs FILE is for --objective pairs; this one is simclr"),
         ({"pairs": path, "triplets": path}, "give --pairs or --triplets, not both"),
+        ({"objective": "supcon", "label": "x:classes", "transductive": True}, "would learn theirs"),
         ({"objective": "supcon"}, "supcon.* needs labels of at least some rows: name their column with --label"),
         ({"objective": "simclr() + triplet()"}, "needs labels of at least some rows"),
         ({"objective": "simclr() + .1*pairs()"}, "pairs and given triplets have batches of their own"),
@@ -142,6 +144,18 @@ def test_options_that_do_not_fit_together(tmp_path: Path) -> None:
 
 
 USED = [k for k in range(64) if load_digits().data[:1000, k].std() > 0.5]
+
+
+def test_labels_that_changed_are_no_continuation(tmp_path: Path) -> None:
+    rows = [{**row, "label": "ab"[i % 2]} for i, row in enumerate(ROWS)]
+    data = file(tmp_path / "rows.csv", rows)
+    run = modicum.pretrain(data, objective="supcon", save_every=1, out=tmp_path / "r", **TINY)
+    later = modicum.pretrain(data, objective="simclr", encoder=run, out=tmp_path / "s", steps=2, batch=8)
+    assert later.spec["data"]["labels_used"] == run.spec["data"]["labels_used"] == 24
+    (run.path / "model.safetensors").unlink()
+    file(data, [{**row, "label": "ab"[i % 3 % 2]} for i, row in enumerate(ROWS)])
+    with pytest.raises(UserError, match=r"the labels of .*rows.csv have changed"):
+        modicum.pretrain(resume=run.path)
 
 
 def digits(known: int) -> pa.Table:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -9,7 +13,22 @@ from torch.utils.checkpoint import checkpoint
 
 from modicum.core.errors import UserError
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
+
+def full(function: Callable[P, T]) -> Callable[P, T]:
+    """The function outside autocast: products of few digits move small differences."""
+
+    @wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> T:
+        with torch.autocast(args[0].device.type, enabled=False):  # type: ignore[attr-defined]
+            return function(*args, **options)
+
+    return run
+
+
+@full
 def vicreg(z: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> Tensor:
     """VICReg over n views of b samples (Bardes et al. 2022), not normalised: z (n, b, d).
 
@@ -30,6 +49,7 @@ def vicreg(z: Tensor, invariance: float = 25.0, variance: float = 25.0, covarian
     return invariance * between + variance * lack + covariance * 2 * shared / n
 
 
+@full
 def barlow(a: Tensor, b: Tensor, off_diagonal: float = 5e-3) -> Tensor:
     """Barlow Twins (Zbontar et al. 2021): the correlations of two views a, b (n, d) over samples, against identity.
 
@@ -47,6 +67,7 @@ def slices(dim: int, count: int, rng: Generator, device: torch.device | str = "c
     return F.normalize(torch.randn((dim, count), generator=rng, device=device), dim=0)
 
 
+@full
 def sigreg(z: Tensor, directions: Tensor, knots: int = 17, reach: float = 5.0, chunk: int = 64) -> Tensor:
     """SIGReg (LeJEPA, Balestriero and LeCun 2025): how far z (n, d) is from N(0, I) along directions (d, s).
 
@@ -113,6 +134,7 @@ def dino(
     return -total / (b * t * (s - 1))
 
 
+@full
 def margin_pairs(x: Tensor, y: Tensor, similar: Tensor, margin: float = 1.0) -> Tensor:
     """Contrastive loss of pairs of rows (m, d), `similar` (m,) 1 or 0 (Hadsell et al. 2006), averaged over pairs.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from modicum.core.errors import UserError, unknown
-from modicum.maths.losses import widened
+from modicum.maths.losses import full, widened
 
 HOW = ("random", "semi-hard", "hard")
 
@@ -35,6 +35,7 @@ class Mined(NamedTuple):
 
 
 @torch.no_grad()
+@full
 def mine(z: Tensor, labels: Tensor, how: str, u: Tensor) -> Mined:
     """A triplet for each row of z (n, d) by labels (n,), where the labels allow one.
 

@@ -14,14 +14,18 @@ SHARE = 20
 
 
 class Ema(nn.Module):
-    """A copy of `module`, always in evaluation and without gradients, that follows it: θ' <- m·θ' + (1 - m)·θ.
+    """A copy of `module`, in evaluation and without gradients, that follows it: θ' <- m·θ' + (1 - m)·θ.
 
-    `momentum` m is a number or a function of the step (BYOL, Grill et al. 2020, raises it to 1 along a cosine).
+    In training a `teacher` takes batch norms' statistics from its batch, as the student does: the student's running
+    ones do not fit other weights, and would make the rows alike. Dropout stays off. `momentum` m is a
+    number or a function of the step (BYOL, Grill et al. 2020, raises it to 1 along a cosine).
     """
 
-    def __init__(self, module: nn.Module, momentum: float | Callable[[int], float] = 0.999) -> None:
+    def __init__(
+        self, module: nn.Module, momentum: float | Callable[[int], float] = 0.999, teacher: bool = False
+    ) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.momentum, self.teacher = momentum, teacher
         self.module = copy.deepcopy(module).requires_grad_(False)
         self.eval()
 
@@ -42,9 +46,12 @@ class Ema(nn.Module):
             torch._foreach_copy_(kept, now)
 
     def train(self, mode: bool = True) -> Self:
-        """Stays in evaluation, whatever the mode of the model around it."""
-        del mode
-        return super().train(False)
+        """Stays in evaluation, whatever the mode of the model around it, but for a teacher's batch norms."""
+        super().train(False)
+        for module in self.modules() if mode and self.teacher else ():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.training = True
+        return self
 
 
 def rising(momentum: float, steps: int) -> Callable[[int], float]:

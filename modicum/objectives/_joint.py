@@ -67,7 +67,7 @@ class Taught(Joint):
 
     def follow(self, *online: nn.Module) -> Ema:
         """The teacher of the encoder and the modules after it."""
-        return Ema(nn.ModuleList([self.encoder, *online]), rising(self.momentum, self.steps))
+        return Ema(nn.ModuleList([self.encoder, *online]), rising(self.momentum, self.steps), teacher=True)
 
     @torch.no_grad()
     def taught(self, teacher: Ema, batch: Batch) -> Tensor:

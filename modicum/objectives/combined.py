@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, final
 
+import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
@@ -16,9 +17,9 @@ from modicum.nn.encoder import Tower
 class Combined(Objective):
     """Weighted sums of objectives on one encoder, written masked() + .1*vicreg(): `terms` are (weight, spec) each.
 
-    Each term draws its own corruption of the batch and runs the encoder on it; their losses are logged by name.
-
-    `context` holds what the data decides for them, such as the hints on views, under the user's own options.
+    Each term draws its own corruption of the batch and runs the encoder on it; their losses are logged by name, and of
+    the measures of collapse the lowest. `context` holds what the data decides for them, such as the hints on views,
+    under the user's own options.
     """
 
     def __init__(
@@ -38,6 +39,22 @@ class Combined(Objective):
                 f"{text_of({'sum': terms})}: pairs and given triplets have batches of their own: train them alone"
             )
 
+        self.register_state_dict_post_hook(_once)
+        self.register_load_state_dict_pre_hook(_again)
+        names = [str(spec["name"]) for _, spec in terms]
+        self.labels = [f"{n} {k + 1}" if names.count(n) > 1 else n for k, n in enumerate(names)]
+
+    def __getattr__(self, name: str) -> Any:
+        """`sample` and `reconstruct` of the one term that has it."""
+        if name in ("sample", "reconstruct"):
+            able = [part for part in self.parts if hasattr(part, name)]
+            if len(able) == 1:
+                return getattr(able[0], name)
+        return super().__getattr__(name)
+
+    def note(self) -> str:
+        return "; ".join(filter(None, (part.note() for part in self.parts)))  # type: ignore[operator]
+
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
         return {str(k): part.corrupt(batch, rng) for k, part in enumerate(self.parts)}  # type: ignore[operator]
 
@@ -45,8 +62,10 @@ class Combined(Objective):
         outs = [part(corrupted[str(k)]) for k, part in enumerate(self.parts)]
         loss = sum(weight * own for (weight, _), (own, _) in zip(self.terms, outs, strict=True))
         metrics: dict[str, Tensor] = {}
-        for (_, spec), (own, found) in zip(self.terms, outs, strict=True):
-            metrics = {f"{spec['name']} loss": own.detach(), **found, **metrics}
+        for label, (own, found) in zip(self.labels, outs, strict=True):
+            metrics[f"{label} loss"] = own.detach()
+            for key, value in found.items():  # of several, the one nearest to a collapse
+                metrics[key] = torch.minimum(metrics[key], value) if key in metrics else value
         assert isinstance(loss, Tensor)
         return loss, metrics
 
@@ -56,3 +75,21 @@ class Combined(Objective):
 
     def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}
+
+
+def _shared(module: nn.Module, prefix: str) -> list[str]:
+    """Where the terms name the encoder that is the sum's own."""
+    return [f"{prefix}parts.{k}.encoder." for k in range(len(module.terms))]  # type: ignore[arg-type]
+
+
+def _once(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """The shared encoder is written once."""
+    for key in [key for key in state if key.startswith(tuple(_shared(module, prefix)))]:
+        del state[key]
+
+
+def _again(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """And read for every term."""
+    own = {k.removeprefix(f"{prefix}encoder."): v for k, v in state.items() if k.startswith(f"{prefix}encoder.")}
+    for start in _shared(module, prefix):
+        state.update({start + key: value for key, value in own.items()})

@@ -36,7 +36,7 @@ class LatentMasked(Objective):
         self.encoder, self.ratio, self.depth, self.momentum, self.steps = encoder, ratio, depth, momentum, steps
         self.hiding = Hiding(encoder, ratio, depth, name="latent_masked")
         self.predictor = perceptron([self.hiding.width, 2 * self.hiding.width, encoder.trunk.dim_out], norm="none")
-        self.teacher = Ema(encoder, rising(momentum, steps))
+        self.teacher = Ema(encoder, rising(momentum, steps), teacher=True)
 
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted:
         return self.hiding.corrupt(batch, rng)

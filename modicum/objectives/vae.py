@@ -20,7 +20,8 @@ from modicum.nn.mirror import Mirror, real_tokens, rebuilt
 class VAE(Objective):
     """Error of the row rebuilt from a code drawn from N(mean, variance), and β times that Gaussian's KL to N(0, I).
 
-    The error is summed over tokens (for pixels, squared in standard deviations: a Gaussian of variance 1/2), the loss
+    The error is summed over tokens (for pixels the square in standard deviations, a Gaussian of
+    variance 1/2, averaged over channels), the loss
     divided by their number. `beta` weighs the KL (β-VAE, Higgins et al. 2017); each dimension's KL, on average over the
     batch, costs nothing below `free_bits` (in nats; Kingma et al. 2016), which keeps codes in use. The decoder is
     the trunk's mirror.
@@ -67,6 +68,10 @@ class VAE(Objective):
         if prompt is not None or length is not None:
             raise UserError("vae draws whole rows: leave out --prompt and --length")
         assert isinstance(choose, Sampler)
+        if choose.top_k or choose.top_p < 1:
+            raise UserError(
+                "vae draws codes and not tokens: leave out --top-k and --top-p; --temperature scales the codes"
+            )
         code = torch.randn((n, self.code), generator=choose.rng, device=choose.rng.device)
         return self.unembed.decode(self.mirror.grow(choose.temperature * code))
 

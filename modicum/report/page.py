@@ -31,7 +31,10 @@ CURVES = {  # metric: its title and what it means to a newcomer; those a run doe
     "loss": ("Loss", "What training makes smaller. It should fall, then level out."),
     "accuracy": ("Training accuracy", "Share of the current mini-batch that is answered right."),
     "knn": ("Online probe", "Accuracy of a nearest-neighbour vote on the features so far: is what is learned useful?"),
-    "ridge": ("Linear probe", "Accuracy of a linear rule on the features so far, on rows it was not fitted to."),
+    "ridge": (
+        "Linear probe",
+        "Accuracy of a linear rule on the features so far, on training rows that the rule has not seen.",
+    ),
     "rank_me": ("RankMe", "Directions in use, by the entropy of the singular values. It should not fall."),
     "alignment": ("Alignment", "Squared distance of two views of a row on the unit sphere: lower is closer."),
     "uniformity": ("Uniformity", "How evenly rows cover the unit sphere: lower is more even, 0 is one point."),

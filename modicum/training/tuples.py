@@ -18,7 +18,7 @@ from modicum.modalities._tableread import read_table
 from modicum.training.batches import Batches
 
 SHARE = 4
-"""One row in so many of a batch is labelled, where fewer of all rows are."""
+"""To so many rows comes a labelled one, where fewer of all rows are."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ def read_tuples(
     usable[list(bad)] = False
     seen = np.isin(index, train).all(1)
     if lost := int((usable & ~seen).sum()):
-        what = f"{lost:,} of {len(index):,} rows of {path} name rows held out for testing, and are left out"
-        warnings.warn(what, Warned, stacklevel=2)
+        what = f"{lost:,} of {len(index):,} rows of {path} name rows that are not trained on"
+        warnings.warn(f"{what} (held out for testing, or by --limit), and are left out", Warned, stacklevel=2)
     usable &= seen
     if usable.sum() < 2:
         raise UserError(
@@ -126,7 +126,7 @@ class Mixed:
 def labelled(
     source: Source, train: np.ndarray, target: np.ndarray, known: np.ndarray, batch: int, seed: int
 ) -> Batches | Mixed:
-    """Batches of rows `train` with their `target`; a quarter of each is `known` where fewer of all rows are."""
+    """Batches of rows `train` with their `target`; where few are `known`, a quarter more that are come after them."""
 
     answers = torch.from_numpy(target if target.dtype.kind == "i" else target.astype(np.float32))
 
@@ -136,4 +136,4 @@ def labelled(
     own = train[known[train]]
     if SHARE * len(own) >= len(train) or batch < SHARE:
         return of(train, batch)
-    return Mixed(of(train, batch - batch // SHARE), of(own, batch // SHARE))
+    return Mixed(of(train, batch), of(own, batch // SHARE))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from modicum.core import seeds
 from modicum.core.device import choose_device, precision
-from modicum.core.errors import UserError
+from modicum.core.errors import UserError, Warned
 from modicum.core.spec import Make, Spec, build, parse, spec, text_of
 from modicum.core.types import Input, Objective, Packed, Source, Step
 from modicum.datasets.data import Data, Labels, address, open_data
@@ -78,6 +79,11 @@ class Job:
     plan: dict[str, Any]
     start: Start | None = None
     tuples: Tuples | None = None
+
+    @property
+    def unit(self) -> str:
+        """What a batch is counted in."""
+        return {0: "rows", 2: "pairs", 3: "triplets"}[len(self.objective.roles)]
 
     def batches(self) -> Batches | Mixed:
         source, train, how = self.packed.source, self.rows.train, {k: self.plan[k] for k in ("batch", "seed")}
@@ -149,9 +155,10 @@ def pretrain(
         job = _job(found, goal, start, asked, plan, fit, where)
         seconds = pace(job)  # before anything is replaced: what cannot be trained fails here
     run = Run.create(path, _record(job, asked, address(data), warned), force=force)
+    each = f"{job.batches().batch} {job.unit}"
     say(
         f"pretrain {text_of(goal)} with {start.text} on {len(job.rows.train):,} rows ({job.rows.note}): "
-        f"{job.plan['steps']:,} steps of {job.batches().batch} rows, about {in_minutes(seconds * job.plan['steps'])} "
+        f"{job.plan['steps']:,} steps of {each}, about {in_minutes(seconds * job.plan['steps'])} "
         f"on {where.type} -> {run.path}"
     )
     if note := job.objective.note():
@@ -208,8 +215,8 @@ def _job(
     spare()
     labels = kept.labels(asked["label"])
     tuples = _tuples(asked, kept, packed.source, rows)
-    count = len(rows.train) if tuples is None else tuples.size
-    per_epoch = max(1, count // min(plan["batch"], count))
+    source, among = (packed.source, rows.train) if tuples is None else (tuples, np.arange(tuples.size))
+    per_epoch = Batches(source, among, batch=plan["batch"], seed=plan["seed"]).per_epoch
     steps = plan["steps"] or (plan["epochs"] * per_epoch if plan["epochs"] else max(1000, 20 * per_epoch))
     context = {"steps": steps, "from_file": tuples is not None, **_outputs(labels, rows.train)}
 
@@ -223,6 +230,8 @@ def _job(
         check_memory(make)
     with seeds.forked(plan["seed"], "init"):
         objective = make().to(device)
+    if objective.uses_labels and asked["transductive"]:
+        raise UserError(f"--transductive shows the test rows without labels; {text_of(goal)} would learn theirs")
     if objective.uses_labels and (labels is None or not labels.known[rows.train].any()):
         raise UserError(f"{text_of(goal)} needs labels of at least some rows: name their column with --label")
     return Job(objective, packed, kept, rows, labels, device, {**plan, "steps": steps}, start, tuples)
@@ -232,6 +241,10 @@ def _tuples(asked: dict[str, Any], data: Data, source: Source, rows: Rows) -> Tu
     """The user's pairs or triplets among the training rows, where a file of them is given."""
     for key, roles in (("pairs", ("a", "b")), ("triplets", ("anchor", "positive", "negative"))):
         if asked.get(key) is not None:
+            if getattr(source, "windows", None) is not None:
+                warnings.warn(
+                    f"--{key}: of rows longer than the encoder takes, the first window is seen", Warned, stacklevel=3
+                )
             return read_tuples(asked[key], roles, data, source, rows.train, asked["skip_bad"])
     return None
 
@@ -239,6 +252,11 @@ def _tuples(asked: dict[str, Any], data: Data, source: Source, rows: Rows) -> Tu
 def _print(tuples: Tuples) -> str:
     """A fingerprint of the user's pairs or triplets in their order."""
     return digest(tuples.index if tuples.similar is None else np.column_stack([tuples.index, tuples.similar]))
+
+
+def _answers(objective: Objective, labels: Labels | None) -> str | None:
+    """A fingerprint of the labels, where the objective learns from them."""
+    return None if labels is None or not objective.uses_labels else digest(labels.values)
 
 
 def _outputs(labels: Labels | None, train: np.ndarray) -> dict[str, Any]:
@@ -268,10 +286,12 @@ def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[st
     facts = {"train_rows": len(rows.train), "held_out": len(rows.test), "note": rows.note, "warnings": warned}
     test, parent = address(asked["test"]), job.start.parent if job.start else None
     asked = asked | {k: None if asked[k] is None else str(Path(asked[k]).resolve()) for k in ("pairs", "triplets")}
+    used = parent.spec["data"].get("labels_used", 0) if parent else 0
     if job.tuples is not None:
         facts |= {"tuples": job.tuples.size}
     elif job.objective.uses_labels and job.labels is not None:
-        facts |= {"labels_used": int(job.labels.known[rows.train].sum())}
+        used += int(job.labels.known[rows.train].sum())
+    facts |= {"labels_used": used} if used else {}
     return {
         "verb": "pretrain",
         "command": command(),
@@ -280,6 +300,7 @@ def _record(job: Job, asked: dict[str, Any], origin: str | None, warned: list[st
         "data": card(job.data, job.labels, job.packed, input) | facts,
         "digest": digest(job.packed.hashes),
         "tuples": None if job.tuples is None else _print(job.tuples),
+        "labels": _answers(job.objective, job.labels),
         "input": {**asked, "test": test, "data": None if test is None and asked["test"] is not None else origin},
         "trained": job.start is not None and job.start.origin.trained,
         "train": {k: job.plan[k] for k in ("steps", "batch", "lr", "save_every")},
@@ -347,6 +368,8 @@ def _resume(run: Run, device: torch.device) -> Run:
         file = asked["pairs"] or asked["triplets"]
         raise UserError(f"{file} has changed since {run.path} was started: restore it, or start a new run")
     labels = kept.labels(asked["label"])
+    if _answers(objective, labels) != run.spec.get("labels"):
+        raise UserError(f"the labels of {asked['data']} have changed since {run.path} was started: restore them")
     return _train(run, Job(objective.to(device), packed, kept, rows, labels, device, plan, None, tuples), True)
 
 
@@ -361,14 +384,14 @@ def _train(run: Run, job: Job, resume: bool = False) -> Run:
     guard, log, began = Guard(steps), max(1, steps // 200), time.perf_counter()
     saved = began
     options: dict[str, Any] = {"schedule": cosine(steps), "clip": 1.0, "precision": precision(job.device)}
-    with heard() as warned, _stoppable(run), bar(steps, "pretrain", "rows") as shown:
+    with heard() as warned, _stoppable(run), bar(steps, "pretrain", job.unit) as shown:
         for step in fit(objective, batches, optimizer, steps=steps, seed=plan["seed"], start=start, **options):
             now = time.perf_counter()
             if step.number % log == 0 or step.number == steps:
                 row = _row(step, now - began, (step.number - start) * batches.batch)
+                guard.check(row)  # before the probe, which wants numbers
                 if step.number % (10 * log) == 0 or step.number == steps:
                     row |= probe()
-                guard.check(row)
                 run.log(row)
                 shown.to(step.number, f"loss {row['loss']:.3f}", batches.batch)
             if _due(step.number, now - saved, plan["save_every"]):
