@@ -126,18 +126,15 @@ def objective_groups(make: MakeObjective, batch: Batch) -> None:
 def objective_learns(make: MakeObjective, batch: Batch) -> None:
     """Thirty steps on one batch lower the loss on a fixed corruption of it; the global generators are left alone.
 
-    What is not trained but follows, such as a teacher and its queue, is as it was at the start.
+    What is not trained but follows, such as a teacher and its queue, is held still: else the aim moves.
     """
     objective = make()
     fixed = corrupted(objective, batch, seed=1)
-    trained = {name for name, p in objective.named_parameters(remove_duplicate=False) if p.requires_grad}
-    first = {k: v.clone() for k, v in objective.state_dict().items() if k not in trained}
+    objective.after_step = lambda step: None  # type: ignore[method-assign]
 
     def loss() -> float:
-        twin = copy.deepcopy(objective).train()
-        twin.load_state_dict(first, strict=False)
         with torch.no_grad():
-            return twin(fixed)[0].item()
+            return copy.deepcopy(objective).train()(fixed)[0].item()
 
     before = loss()
     optimizer = adamw(groups(objective, lr=3e-3, weight_decay=0.0))
