@@ -718,7 +718,10 @@ def test_the_baselines_of_series() -> None:
     assert near.note == "window=0.1, 256 of 300 steps"
     assert (near.predict(x[40:]) == y[40:]).mean() > 0.95
     pytest.importorskip("aeon")
+    threads = torch.get_num_threads()
     rocket = Rocket(1.0, 2, True, 0).fit(x[:40, :200], y[:40])
+    rocket.predict(x[:2, :200])
+    assert torch.get_num_threads() == threads, "aeon sets OpenMP's threads, which are torch's"
     assert (rocket.predict(x[40:, :200]) == y[40:]).mean() > 0.95
     few = Rocket(1.0, 2, False, 0).fit(x[:40, :8], y[:40].astype(float))
     assert few.predict(x[40:, :8]).shape == (40,)

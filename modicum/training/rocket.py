@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,20 @@ TRAINED, CHUNK = 5000, 1000
 """Rows that the ridge is fitted to, at most, and rows whose 10,000 features are in memory at a time."""
 STEPS, KNOWN = 256, 500
 """Steps that series are averaged down to for dynamic time warping, and training rows to compare with, at most."""
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """Inside, other libraries may set the number of OpenMP's threads, which is torch's too; it is restored after.
+
+    aeon does so in each call: what was trained afterwards ran on all cores, with other rounding, and ten times slower
+    where these were busy.
+    """
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_series(x: np.ndarray, channels: int) -> np.ndarray:
@@ -47,7 +63,7 @@ class Rocket(BaseEstimator):
         ridge = RidgeClassifier(self.alpha) if self.classes else Ridge(self.alpha)
         self.rocket_: Any = module.MiniRocket(random_state=self.seed)
         series = self._series(x[rows])
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), own_threads():
             warnings.simplefilter("ignore")  # numba's, about how it compiles
             features = self.rocket_.fit(series).transform(series)
         self.model_ = make_pipeline(StandardScaler(with_mean=False), ridge).fit(features, y[rows])
@@ -55,7 +71,8 @@ class Rocket(BaseEstimator):
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         parts = [x[start : start + CHUNK] for start in range(0, len(x), CHUNK)]
-        return np.concatenate([self.model_.predict(self.rocket_.transform(self._series(part))) for part in parts])
+        with own_threads():
+            return np.concatenate([self.model_.predict(self.rocket_.transform(self._series(part))) for part in parts])
 
     def _series(self, x: np.ndarray) -> np.ndarray:
         series = as_series(x, self.channels)
