@@ -63,7 +63,10 @@ def batches(bench: _common.Bench) -> None:
     for graph in theirs:
         del graph.smiles
     with seeds.forked(bench.asked.seed, "init"):
-        ours, peer = Encoder.of(made, f"graph(width={WIDTH}, depth={DEPTH})"), Peer(made.sizes, made.edge_sizes)
+        ours, peer = (
+            Encoder.of(made, f"graph(width={WIDTH}, depth={DEPTH}, readout='mean')"),
+            Peer(made.sizes, made.edge_sizes),
+        )
     loader = need("torch_geometric.loader", "graphs").DataLoader(theirs, BATCH, shuffle=True, drop_last=True)
     count = len(loader) * BATCH
 
