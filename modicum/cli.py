@@ -22,9 +22,11 @@ from rich.text import Text
 
 from modicum.core.errors import UserError
 from modicum.core.version import VERSION
+from modicum.diagnostics._finding import Finding
 from modicum.training.run import Run
 from modicum.verbs._common import console
 from modicum.verbs.demo import demo
+from modicum.verbs.diagnose import commands
 from modicum.verbs.finetune import finetune
 from modicum.verbs.generate import generate
 from modicum.verbs.listing import listing
@@ -76,6 +78,10 @@ HELP = {
     "labels": "An experiment with this many labelled rows.",
     "seeds": "Repeats, each with its own labelled rows, seed or split.",
     "measure": "Measure FLOPs, rates and memory of encoders on this machine.",
+    "loss": "What is decomposed: squared, cross-entropy, zero-one, several with commas between, or all.",
+    "splits": "Disjoint parts of the training rows to train on, each for itself.",
+    "teacher": "Relabel all rows by a trained model, so that the truth is known.",
+    "label_noise": "The share of the training labels that is redrawn at random.",
     "kind": "objectives, encoders, datasets or methods.",
     "seed": "The seed of everything random.",
     "device": "auto, cpu or cuda.",
@@ -91,7 +97,7 @@ def _kind(annotation: Any) -> Any:
     return plain | None if type(None) in options else plain
 
 
-def verb(name: str, function: Callable[..., Any]) -> None:
+def verb(name: str, function: Callable[..., Any], app: typer.Typer = app) -> None:
     """Make the command `name` of a verb; every command also takes --json."""
     hints = typing.get_type_hints(function)
     parameters = []
@@ -132,6 +138,8 @@ def show(result: Any, as_json: bool, arguments: dict[str, Any]) -> None:
         if results:
             stdout().print(contest_table(results))
         print(result.path / "report.html")
+    elif isinstance(result, Finding):
+        print(f"{result.folder}/report.html")
     elif isinstance(result, list):
         stdout().print(list_table(result))
     elif isinstance(result, pa.Table) and arguments["output"] is None:
@@ -156,6 +164,9 @@ def summary(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
             "seconds": result.spec.get("seconds"),
         }
         return out | {"metrics": rows[-1] if rows else None, "results": result.read_json("results.json")}
+    if isinstance(result, Finding):
+        found = {"name": result.name, "words": result.words, "facts": result.facts, "rows": result.rows}
+        return found | {"report": f"{result.folder}/report.html"}
     if isinstance(result, pa.Table):
         if arguments["output"] is None:
             return {"items": result.to_pylist()}
@@ -231,6 +242,11 @@ VERBS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 for _name, _function in VERBS.items():
     verb(_name, _function)
+
+diagnose = typer.Typer(help="Why it generalises, and what would help most: one question a command.")
+app.add_typer(diagnose, name="diagnose")
+for _name, _function in commands().items():
+    verb(_name, _function, diagnose)
 
 
 def main() -> None:

@@ -64,30 +64,34 @@ def render(run: Path) -> Path:
     data = spec.get("data") or {}
     points = [_point(point) for point in _targets(exhibits.get("points") or [], data)]
     curves, drawings = _curve_keys(metrics), _drawings(results, metrics, points)
-    page = _template().render(
-        spec=spec,
-        data=data,
-        results=results,
-        exhibits=exhibits,
-        score=wording.score_of(results),
-        lead=wording.lead(spec, results, metrics),
-        tiles=wording.tiles(results, metrics, data),
-        contestants=wording.ranked(results),
-        curves=[(key, *CURVES.get(key, (key, ""))) for key in curves],
-        drawings=drawings,
-        points=points,
-        targets=any(point["target"] for point in points),
-        neighbours=_neighbours(exhibits, points),
-        mistakes=_at(points, exhibits.get("mistakes")),
-        reconstructions=_reconstructions(exhibits),
-        confused=wording.confused(results.get("confusion") or {}),
-        facts=wording.facts(data),
-        bad=data.get("bad") or [],
-        warnings=_warnings(data, torn),
-        commands=[*(spec.get("history") or []), *filter(None, [spec.get("command")])],
-        pixelated=finite(data.get("size")) and data["size"] <= 48,
-        specs=_script_json(drawings),
-        bundle=markupsafe.Markup(_bundle()),
+    page = (
+        environment()
+        .get_template("page.html")
+        .render(
+            spec=spec,
+            data=data,
+            results=results,
+            exhibits=exhibits,
+            score=wording.score_of(results),
+            lead=wording.lead(spec, results, metrics),
+            tiles=wording.tiles(results, metrics, data),
+            contestants=wording.ranked(results),
+            curves=[(key, *CURVES.get(key, (key, ""))) for key in curves],
+            drawings=drawings,
+            points=points,
+            targets=any(point["target"] for point in points),
+            neighbours=_neighbours(exhibits, points),
+            mistakes=_at(points, exhibits.get("mistakes")),
+            reconstructions=_reconstructions(exhibits),
+            confused=wording.confused(results.get("confusion") or {}),
+            facts=wording.facts(data),
+            bad=data.get("bad") or [],
+            warnings=_warnings(data, torn),
+            commands=[*(spec.get("history") or []), *filter(None, [spec.get("command")])],
+            pixelated=finite(data.get("size")) and data["size"] <= 48,
+            specs=script_json(drawings),
+            bundle=markupsafe.Markup(bundle()),
+        )
     )
     target = run / "report.html"
     atomic_write(target, page.encode("utf-8", errors="replace"))  # a lone surrogate in a file name is no reason to fail
@@ -213,7 +217,7 @@ def _drawings(results: dict[str, Any], metrics: list[Any], points: list[Any]) ->
     return {key: chart.to_dict() for key, chart in found.items() if chart is not None}
 
 
-def _bundle() -> str:
+def bundle() -> str:
     """The charts' JavaScript. Bundling takes seconds, so it is kept in the user's cache, a file a version."""
     language = ".".join(altair.SCHEMA_VERSION.lstrip("v").split(".")[:2])
     known = language in vl_convert.get_vegalite_versions()
@@ -228,7 +232,7 @@ def _bundle() -> str:
     return text
 
 
-def _script_json(value: Any) -> markupsafe.Markup:
+def script_json(value: Any) -> markupsafe.Markup:
     """JSON that is safe inside <script>: no "</script>" or "<!--" in a class name can end or change the element."""
     text = json.dumps(value, allow_nan=False, ensure_ascii=True, separators=(",", ":"))
     for sign in "<>&":
@@ -240,8 +244,9 @@ def _pretty(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
-def _template() -> jinja2.Template:
+def environment() -> jinja2.Environment:
+    """The templates of this folder, escaped."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     env = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     env.filters |= {"seconds": wording.seconds, "tidy": wording.tidy, "shown": wording.shown, "pretty": _pretty}
-    return env.get_template("page.html")
+    return env

@@ -68,6 +68,7 @@ class ConvNet(Trunk):
             )
         self.dim, self.grid, self.width, self.stages, self.blocks = dim, tuple(grid), width, stages, blocks
         self.kernel, self.stride, self.norm, self.cells = kernel, stride, norm, cells
+        self.abreast = 1  # networks side by side in one of as many times the channels: training/abreast.py
         self.can = frozenset({"stack"} | ({"pad_width"} if norm == "batch" else set()))
         first = stride or (4 if min(grid) >= 24 else 2)
         self.stem = nn.Sequential(
@@ -95,7 +96,7 @@ class ConvNet(Trunk):
             x = block(x)
             if self.cells and k % self.blocks == 0:
                 scales.append(self._cells(x))
-        pooled = torch.cat(scales, 1) if scales else None
+        pooled = torch.cat([s.unflatten(1, (self.abreast, -1)) for s in scales], 2).flatten(1) if scales else None
         return Tokens(as_tokens(x), None, self.grid_out, pooled=pooled)
 
     def _cells(self, x: Tensor) -> Tensor:

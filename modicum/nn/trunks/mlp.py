@@ -35,7 +35,7 @@ class Unflatten(nn.Module):
         super().__init__()
         self.tokens, self.dim = tokens, dim
         hidden = [Dense(width if k else code, width, norm, act, 0.0) for k in range(depth)]
-        self.net = nn.Sequential(*hidden, nn.Linear(width, tokens * dim))
+        self.net = nn.Sequential(*hidden, nn.Linear(width if depth else code, tokens * dim))
 
     def forward(self, code: Tensor) -> Tensor:
         return self.net(code).view(-1, self.tokens, self.dim)
@@ -44,6 +44,8 @@ class Unflatten(nn.Module):
 @final
 class Mlp(Trunk):
     """`depth` dense layers of `width`: over="sample" flattens all tokens into one, over="set" treats each alone.
+
+    With depth=0 the tokens are the features: a head on it is a linear model.
 
     With over="set" the output is permutation equivariant in the tokens and padding never changes real ones
     (norm "layer" or "none"; "batch" mixes tokens and is refused there).
@@ -65,16 +67,16 @@ class Mlp(Trunk):
             raise unknown("mlp over", over, ["sample", "set"])
         if over == "set" and norm == "batch":
             raise unknown("norm for over='set'", "batch", ["layer", "none"])
-        if min(width, depth) < 1 or not 0 <= dropout < 1:
+        if width < 1 or depth < 0 or not 0 <= dropout < 1:
             raise UserError(
-                f"mlp wants width and depth of at least 1 and 0 <= dropout < 1; got {width=}, {depth=}, {dropout=}"
+                f"mlp wants width of at least 1, depth >= 0 and 0 <= dropout < 1; got {width=}, {depth=}, {dropout=}"
             )
         self.dim, self.grid, self.width, self.depth = dim, tuple(grid), width, depth
         self.over, self.norm, self.act, self.dropout = over, norm, act, dropout
         used = norm or ("batch" if over == "sample" else "layer")
         start = dim if over == "set" else dim * math.prod(grid)
         self.net = nn.Sequential(*(Dense(width if k else start, width, used, act, dropout) for k in range(depth)))
-        self.dim_out = width
+        self.dim_out = width if depth else start
         self.grid_out = self.grid if over == "set" else (1,)
         self.can = frozenset({"stack"} | ({"padding", "any_length"} if over == "set" else set()))
         self._used = used

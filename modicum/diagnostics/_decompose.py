@@ -1,0 +1,220 @@
+"""Models on disjoint splits of the training rows, several initialisations each: their outputs in sums, their losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import softmax, stdtrit
+
+from modicum.core import seeds
+from modicum.core.errors import UserError
+from modicum.diagnostics._matrix import noisy
+from modicum.diagnostics._rows import Given
+from modicum.maths.decomposition import Loss, Sums
+from modicum.maths.intervals import Interval
+from modicum.training.many import Member, Reading, train
+from modicum.training.rows import codes
+from modicum.training.splits import few
+from modicum.training.work import Work
+
+STILL = 0.02
+"""The share of the test loss that the training loss may still fall by in a training that has converged."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """`splits` of the training rows x `seeds` initialisations, and the settings that all models have in common."""
+
+    encoder: str
+    splits: int
+    seeds: int
+    steps: int
+    batch: int
+    lr: float
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.splits < 2:
+            raise UserError(
+                f"--splits {self.splits}: bias and variance need models on at least 2 sets of training rows"
+            )
+        if self.seeds < 1 or self.steps < 2:
+            raise UserError(f"--seeds {self.seeds}, --steps {self.steps}: wanted at least 1 and 2")
+
+    def initial(self, split: int, k: int) -> int:
+        """Which initialisation the k-th model of a split has: neighbouring splits share all but one, no two all.
+
+        So there are as many initialisations as splits, and the mean depends on no single one of them.
+        """
+        return (split + k) % max(self.splits, self.seeds)
+
+    def member(self, rows: np.ndarray, targets: np.ndarray, initial: int | str, longer: int = 1) -> Member:
+        """A model on these rows with their targets."""
+        seed = seeds.fold(self.seed, "initialisation", initial)
+        return Member(rows, targets, self.encoder, seed, lr=self.lr, batch=self.batch, steps=longer * self.steps)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels (rows,) that models are trained on, and what they are compared with: targets (rows,) or (rows, classes).
+
+    `noise` is the variance of the labels of numbers around the targets; `known`: whether a teacher made the targets.
+    """
+
+    labels: np.ndarray
+    targets: np.ndarray
+    noise: float = 0.0
+    known: bool = False
+
+
+@dataclass
+class Size:
+    """Models on n rows of a split each: training loss by split (splits, seeds), half-way and at the end; test sums."""
+
+    n: int
+    sums: Sums
+    half: np.ndarray
+    end: np.ndarray
+    test: Interval = field(init=False)
+
+    @property
+    def train(self) -> Interval:
+        """The mean training loss with its interval over splits."""
+        each = self.end.mean(1)
+        width = float(stdtrit(len(each) - 1, 0.975)) * each.std(ddof=1) / np.sqrt(len(each))
+        return Interval(float(each.mean()), float(each.mean() - width), float(each.mean() + width), "splits")
+
+    @property
+    def left(self) -> float:
+        """How far the training loss may still be above its minimum: as it last changed, and no more than to 0."""
+        return float(min(self.end.mean(), abs(self.half.mean() - self.end.mean())))
+
+    @property
+    def converged(self) -> bool:
+        return self.left <= STILL * self.test.mean
+
+
+def disjoint(rows: Given, splits: int, seed: int, group: str | None) -> list[np.ndarray]:
+    """The training rows in `splits` parts of one size and the same shares of classes; whole groups where asked.
+
+    UserError: fewer rows or groups than splits, a class that some part would lack.
+    """
+    pool, rng = rows.train, seeds.numpy(seed, "splits")
+    if len(pool) < 2 * splits:
+        raise UserError(f"{len(pool)} training rows in --splits {splits}: a model needs at least 2 rows; ask for fewer")
+    names = codes(rows.data, group)
+    order = rng.permutation(pool)
+    if names is not None:
+        part = _whole_groups(names[order], splits)
+    else:
+        if rows.classes:
+            order = order[np.argsort(rows.labels.values[order], kind="stable")]
+        part = np.arange(len(order)) % splits
+    parts = [np.sort(order[part == k]) for k in range(splits)]
+    for k, own in enumerate(parts):
+        if rows.classes and len(lost := np.setdiff1d(rows.labels.values[pool], rows.labels.values[own])):
+            count = int((rows.labels.values[pool] == lost[0]).sum())
+            raise UserError(
+                f"class {rows.labels.classes[lost[0]]} is missing from split {k + 1} of {splits} (it has {count} "
+                "training row(s)): ask for fewer --splits, label more of it, or leave the class out"
+            )
+    return parts
+
+
+def _whole_groups(names: np.ndarray, splits: int) -> np.ndarray:
+    """The part of every row: each group, the largest first, goes to the part that has the fewest rows."""
+    _, at = np.unique(names, return_inverse=True)
+    sizes = np.bincount(at)
+    if len(sizes) < splits:
+        raise UserError(f"{len(sizes)} group(s) of training rows for --splits {splits}: ask for fewer splits")
+    filled, place = np.zeros(splits), np.empty(len(sizes), int)
+    for g in np.argsort(-sizes, kind="stable"):
+        place[g] = int(filled.argmin())
+        filled[place[g]] += sizes[g]
+    return place[at]
+
+
+def given_labels(rows: Given, share: float, seed: int) -> Truth:
+    """The data's own labels; those of a `share` of all rows are redrawn for training."""
+    values = rows.labels.values
+    return Truth(noisy(values, rows.classes, share, seeds.fold(seed, "label noise")), values)
+
+
+def taught(rows: Given, work: Work, design: Design, share: float) -> Truth:
+    """Labels drawn from a model of the same encoder that is trained on all training rows: the best there can be.
+
+    `share` flattens its probabilities until as many labels differ from the likeliest class as if that share were
+    redrawn; numbers get normal noise of that share of their variance. So the truth stays within reach of the encoder.
+    """
+    own = rows.labels.values
+    noisy(own, rows.classes, share, 0)  # refuses a share that is none
+    used = np.union1d(rows.train, rows.test)
+    teacher = design.member(rows.train, own[rows.train], "teacher", longer=2)
+    z = next(iter(train([teacher], work))).outputs(used)[0].astype(np.float64)
+    rng, labels = seeds.numpy(design.seed, "taught"), own.copy()
+    if not rows.classes:
+        targets = own.copy()
+        targets[used] = z[:, 0]
+        noise = share * float(z.var())
+        labels[used] = z[:, 0] + np.sqrt(noise) * rng.normal(size=len(used))
+        return Truth(labels, targets, noise, True)
+    p = _flattened(z, share * (1 - 1 / rows.classes))
+    labels[used] = (p.cumsum(1) < rng.random((len(used), 1))).sum(1).clip(max=rows.classes - 1)
+    targets = np.zeros((len(own), rows.classes))
+    targets[used] = p
+    return Truth(labels, targets, 0.0, True)
+
+
+def _flattened(z: np.ndarray, error: float) -> np.ndarray:
+    """Softmax of logits (n, c) at the temperature of at least 1 where the likeliest class is wrong with this chance."""
+
+    def above(log_heat: float) -> float:
+        return float(1 - softmax(z / np.exp(log_heat), axis=1).max(1).mean()) - error
+
+    heat = 0.0 if above(0.0) >= 0 else brentq(above, 0.0, 30.0)
+    p: np.ndarray = softmax(z / np.exp(heat), axis=1)
+    return p / p.sum(1, keepdims=True)
+
+
+def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.ndarray]) -> list[Size]:
+    """Train models on whole splits (the last size) and, with one seed, on a quarter and a half of each.
+
+    Sizes of fewer than two rows, or fewer than two a class, are left out.
+    """
+    whole = min(map(len, parts))
+    least = 2 * max(rows.classes, 1)
+    ns = [n for n in (whole // 4, whole // 2) if n >= least]
+    members, places = [], []
+    sizes = []
+    for i, n in enumerate([*ns, whole]):
+        last = i == len(ns)
+        count = design.seeds if last else 1
+        sizes.append(Size(n, Sums(rows.classes, limit=design.splits), *np.zeros((2, design.splits, count))))
+        for split, part in enumerate(parts):
+            own = part if last else few(
+                rows.labels.values, total=n, kind=rows.labels.kind, seed=design.seed, among=part
+            )  # fmt: skip
+            for k in range(count):
+                members.append(design.member(own, truth.labels[own], design.initial(split, k)))
+                places.append((sizes[-1], split, k))
+    for reading in train(members, work, at=[design.steps // 2]):
+        _read(reading, rows.test, design, places)
+    loss: Loss = "cross-entropy" if rows.classes else "squared"
+    for size in sizes:
+        size.test = size.sums.decompose(truth.labels[rows.test], loss).loss
+    return sizes
+
+
+def _read(reading: Reading, test: np.ndarray, design: Design, places: list[tuple[Size, int, int]]) -> None:
+    loss, _ = reading.own()
+    for i, number in enumerate(reading.numbers):
+        size, split, k = places[number]
+        (size.end if reading.last else size.half)[split, k] = loss[i]
+    if not reading.last:
+        return
+    z = reading.outputs(test)
+    for i, number in enumerate(reading.numbers):
+        size, split, k = places[number]
+        size.sums.add(z[i : i + 1], [split], [design.initial(split, k)])

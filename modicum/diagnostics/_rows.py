@@ -1,0 +1,124 @@
+"""The labelled rows that diagnostics train and test on, of any data, raw or as a run's frozen encoder sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from modicum.core import seeds
+from modicum.core.errors import UserError
+from modicum.core.types import Input, Source
+from modicum.datasets.data import Data, Labels, open_data
+from modicum.model import Model, load
+from modicum.training import splits
+from modicum.training.apply import embed
+from modicum.training.rows import Ask, for_measuring, marked, special_columns
+from modicum.training.run import Run
+from modicum.training.work import Work
+
+
+@dataclass(frozen=True)
+class Given:
+    """Labelled rows: numbers of those to `train` and to `test` on, and how to read them.
+
+    `labels.values` (rows,) are codes of classes, or numbers. `model`: the run whose frozen features are taken.
+    """
+
+    data: Data
+    input: Input
+    source: Source
+    labels: Labels
+    train: np.ndarray
+    test: np.ndarray
+    model: Model | None = None
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are; 0 for numbers."""
+        return len(self.labels.classes) if self.labels.kind == "classes" else 0
+
+    def features(self, index: np.ndarray) -> np.ndarray:
+        """Plain features (n, p) float32 of rows: a run's frozen ones, else raw pixels, scaled columns, ..."""
+        if self.model is not None:
+            return embed(self.model.encoder, self.source, index).astype(np.float32)
+        parts = [self.input.flat(self.source.rows(index[i : i + 4096])) for i in range(0, len(index), 4096)]
+        if any(sparse.issparse(p) for p in parts):
+            wide = parts[0].shape[1]
+            if len(index) * wide > 1 << 29:
+                raise UserError(
+                    f"{self.data.name} has {wide:,} plain features: too many for {len(index):,} rows here; "
+                    "pre-train an encoder and give --run"
+                )
+            parts = [np.asarray(p.todense()) if sparse.issparse(p) else p for p in parts]
+        return np.concatenate(parts).astype(np.float32)
+
+    def targets(self, index: np.ndarray) -> np.ndarray:
+        """What a least-squares fit is fitted to, (n, k) float64: one-hot classes, or the number standardised."""
+        y = self.labels.values[index]
+        if self.classes:
+            return np.eye(self.classes)[y]
+        own = self.labels.values[self.train]
+        return ((y - own.mean()) / max(own.std(), 1e-12))[:, None]
+
+    def work(self, **more: Any) -> Work:
+        """What many models train on: the rows as they are, or a run's frozen features of those to train and test on."""
+        y = self.labels.values
+        if self.model is None:
+            return Work(self.input, self.source, y, self.classes, **more)
+        used = np.union1d(self.train, self.test)
+        z = self.features(used)
+        whole = np.zeros((len(y), z.shape[1]), np.float32)
+        whole[used] = z
+        return Work.of_features(whole, y, self.classes, **more)
+
+
+def given(
+    data: Any,
+    *,
+    run: str | Path | Run | None = None,
+    label: str | None = None,
+    split: str | None = None,
+    group: str | None = None,
+    limit: int | None = None,
+    most_tests: int | None = None,
+    seed: int = 0,
+) -> Given:
+    """Open the data and divide its labelled rows: by its split column, else a stratified fifth is for testing.
+
+    A run's frozen encoder is tested on rows that it was not trained on. `limit` draws as many training rows,
+    stratified; `most_tests` as many test rows.
+    """
+    model = None if run is None else load(run)
+    opened = open_data(data, None if model is None else type(model.input))
+    by_column = marked(opened, split)
+    if model is None:
+        usable = np.arange(len(opened)) if by_column is None else by_column.train
+        special = special_columns(opened, label, group, split)
+        options: dict[str, Any] = {"exclude": special} if opened.modality.takes("exclude") else {}
+        input = opened.modality.infer(opened.raw, usable, **options)
+    else:
+        input = model.input
+    packed = input.pack(opened.raw)
+    found = opened.labels(label)
+    if found is None:
+        columns = ", ".join(opened.table.column_names)
+        raise UserError(f"{opened.name} has no label column: name it with --label; columns: {columns}")
+    if found.tasks:
+        raise UserError(f"--label {label}: diagnostics take one label; name one of {', '.join(found.tasks)}")
+    seen = None if model is None else model.run.array("seen")
+    repeat = for_measuring(
+        opened, found, packed.hashes, seen, by_column, Ask(repeats=1, seed=seed, group=group)
+    ).repeats[0]
+    train, test = repeat.pool, repeat.test
+    if limit is not None:
+        if limit < 2:
+            raise UserError(f"--limit {limit}: wanted at least 2 training rows")
+        if limit < len(train):
+            train = splits.few(found.values, total=limit, kind=found.kind, seed=seed, among=train)
+    if most_tests is not None and most_tests < len(test):
+        test = np.sort(seeds.numpy(seed, "tests").choice(test, most_tests, replace=False))
+    return Given(opened, input, packed.source, found, train, test, model)

@@ -1,0 +1,308 @@
+"""Bias and variance from the outputs of several models: unbiased, from streaming sums, with honest intervals.
+
+Two models are independent when they share neither training data (`block`) nor initialisation (`seed`). The mean product
+of independent outputs estimates the squared mean output without bias, and everything follows from such means of pairs:
+with N independent models it is the textbook correction (variance N/(N-1) times the plug-in, bias less by variance/N).
+
+- squared loss (softmax probabilities against one-hot classes, Yang et al. 2020): bias is |E f - y|^2;
+- cross-entropy (Yang et al. 2020; Gruber & Buettner 2023): bias is that of the averaged logits, variance the Bregman
+  information E logsumexp(z) - logsumexp(E z), which is also what averaging the logits of an ensemble gains;
+- 0-1 loss has no clean decomposition (Heskes 2025): bias is the error of the majority vote, variance what single models
+  add to it, negative on rows where the vote is wrong and some models are right. It adds up, and is plug-in.
+
+Targets may be distributions over classes: their own entropy (impurity, Bayes error) is then the `noise`.
+
+Intervals: pseudo-values of the jackknife that deletes a block, as a table blocks x rows, go to `intervals.crossed`, so
+that they cover the choice of training data and seed, with Student's t of the number of blocks, and that of test rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import logsumexp, softmax, xlogy
+
+from modicum.core.errors import UserError, unknown
+from modicum.maths.intervals import Interval, crossed
+from modicum.maths.moments import Moments, Stack
+
+Loss = Literal["squared", "cross-entropy", "zero-one"]
+LOSSES: tuple[Loss, ...] = ("squared", "cross-entropy", "zero-one")
+FACTORS = ("data", "initialisation", "interaction")
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """loss = noise + bias + variance, exactly, each a mean over rows with its 95 % interval.
+
+    `balance` is bias - variance. `parts` add up to the variance: "data", "initialisation" and "interaction" where
+    blocks share seeds, "harm" and "help" for the 0-1 loss. `rows` holds loss, bias and variance (n,) of every row.
+    `warning` says what dominates a mean that few rows or models make up; `medians` are then better, of the rows' loss,
+    bias and variance and of the models' loss ("model").
+    """
+
+    kind: Loss
+    models: int
+    blocks: int
+    noise: float
+    loss: Interval
+    bias: Interval
+    variance: Interval
+    balance: Interval
+    parts: dict[str, Interval]
+    rows: dict[str, np.ndarray]
+    medians: dict[str, float]
+    warning: str = ""
+
+
+class Spread(NamedTuple):
+    """Variance between runs of the test accuracy, as seen on these rows, and as it would be on endlessly many rows."""
+
+    accuracy: float
+    naive: float
+    true: float
+
+
+@dataclass
+class _Cell:
+    """Sums over the models of one block and seed; each array is (n, c), or (n, 1) where it has one value a row."""
+
+    count: int = 0
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, name: str, values: np.ndarray) -> None:
+        self.sums[name] = self.sums[name] + values if name in self.sums else values
+
+
+class Sums:
+    """Sums over models of what a decomposition needs: the memory does not grow with the number of models.
+
+    classes: how many, 0 where outputs are numbers. Blocks beyond `limit` are pooled round robin, which costs nothing
+    but the parts of the variance; there is one set of sums for every (block, seed) that differs.
+    """
+
+    def __init__(self, classes: int, limit: int = 10) -> None:
+        self.classes, self.limit = classes, limit
+        self._cells: dict[tuple[int, int], _Cell] = {}
+        self._blocks: set[int] = set()
+        self._origin: np.ndarray | float = 0.0
+
+    def add(self, outputs: np.ndarray, block: Sequence[int] | np.ndarray, seed: Sequence[int] | None = None) -> None:
+        """Take in the outputs (k, n, c) of k models: logits, or numbers with c = 1, on the same n rows every time.
+
+        block (k,): which models share training data; seed (k,): which share an initialisation (default: those of the
+        same block at most; give it where blocks share seeds). UserError: other shapes, an output that is not finite.
+        """
+        outputs = np.asarray(outputs)
+        if outputs.ndim != 3 or outputs.shape[2] != max(self.classes, 1) or len(block) != len(outputs):
+            raise UserError(
+                f"outputs must be (models, rows, {max(self.classes, 1)}) with one block a model: "
+                f"got shape {outputs.shape} and {len(block)} block(s)"
+            )
+        for k, own in enumerate(outputs.astype(np.float64)):
+            if not np.isfinite(own).all():
+                raise UserError(
+                    f"a model of block {block[k]} gives outputs that are not finite: its training diverged "
+                    "(lower --lr), or its input holds NaN"
+                )
+            self._take(own, int(block[k]), None if seed is None else int(seed[k]))
+
+    def _take(self, z: np.ndarray, block: int, seed: int | None) -> None:
+        self._blocks.add(block)
+        place = block % self.limit
+        cell = self._cells.setdefault((place, -1 - place if seed is None else seed), _Cell())
+        cell.count += 1
+        if not self.classes:
+            if not np.ndim(self._origin):
+                self._origin = z  # far from 0 the squares of large numbers would cancel
+            z = z - self._origin
+        else:
+            z = z - z.mean(-1, keepdims=True)
+            p = softmax(z, axis=-1)
+            cell.add("p", p)
+            cell.add("pp", (p**2).sum(-1, keepdims=True))
+            cell.add("lse", logsumexp(z, axis=-1, keepdims=True))
+            cell.add("votes", np.eye(self.classes)[z.argmax(-1)])
+        cell.add("z", z)
+        cell.add("zz", (z**2).sum(-1, keepdims=True))
+
+    @property
+    def models(self) -> int:
+        """How many models were taken in."""
+        return sum(cell.count for cell in self._cells.values())
+
+    def decompose(self, targets: np.ndarray, loss: Loss) -> Decomposition:
+        """The decomposition of a loss: unbiased for the squared one, to first order in 1/N for cross-entropy.
+
+        targets: (n,) codes of classes or numbers, or (n, c) distributions over the classes.
+        UserError: a loss that does not fit, fewer than two independent models or two rows.
+        """
+        target, sums = self._target(targets, loss), self._stack()
+        whole = _estimate(sums, target, loss)
+        if "bias" not in whole:
+            raise UserError(
+                f"bias and variance need two independent models, which share neither data nor seed: got {self.models} "
+                f"model(s) in {len(self._blocks)} block(s); ask for more --splits"
+            )
+        if len(self._blocks) > len(set(sums.blocks)):
+            whole = {k: v for k, v in whole.items() if k not in FACTORS}
+        left = [_estimate(sums.take(sums.blocks != b), target, loss) for b in np.unique(sums.blocks)]
+        found = {name: _interval(values, [one.get(name) for one in left]) for name, values in whole.items()}
+        parts = {k: v for k, v in found.items() if k not in ("loss", "noise", "bias", "variance", "balance")}
+        per_model = _losses(sums, target, loss).mean(1) / sums.counts
+        rows = {k: whole[k] for k in ("loss", "bias", "variance")}
+        medians = {k: float(np.median(v)) for k, v in rows.items()} | {"model": float(np.median(per_model))}
+        return Decomposition(
+            kind=loss,
+            models=self.models,
+            blocks=len(self._blocks),
+            noise=float(whole["noise"].mean()),
+            loss=found["loss"],
+            bias=found["bias"],
+            variance=found["variance"],
+            balance=found["balance"],
+            parts=parts,
+            rows=rows,
+            medians=medians,
+            warning=_dominated(per_model, rows["loss"], loss),
+        )
+
+    def spread(self, targets: np.ndarray) -> Spread:
+        """How much the accuracy differs between runs, without what only the choice of test rows makes of it.
+
+        Jordan 2023: most of the spread that is seen on few test rows is their noise. Needs one model a (block, seed).
+        """
+        y, sums = self._target(targets, "zero-one"), self._stack()
+        if (sums.counts > 1).any():
+            raise UserError("the spread between runs needs the sums of each run alone: give every model its own block")
+        hits = (sums.of["votes"] * y).sum(-1, keepdims=True)
+        n = hits.shape[1]
+        over_runs = sums.moments(hits.mean(1, keepdims=True))
+        each = sums.moments(hits)
+        if over_runs.free is None or each.free is None:
+            raise UserError("the spread between runs needs two runs that share neither data nor seed")
+        naive = float((over_runs.square - over_runs.free).item())
+        noise = float((each.square - each.free).mean())
+        return Spread(float(hits.mean()), naive, (n * naive - noise) / (n - 1))
+
+    def _stack(self) -> Stack:
+        cells = list(self._cells.values())
+        if not cells:
+            raise UserError("no model was taken in: nothing to decompose")
+        blocks, seeds = (np.array([key[i] for key in self._cells]) for i in (0, 1))
+        of = {name: np.stack([c.sums[name] for c in cells]) for name in cells[0].sums}
+        return Stack(np.array([c.count for c in cells]), blocks, seeds, of)
+
+    def _target(self, targets: np.ndarray, loss: Loss) -> np.ndarray:
+        """Targets as (n, c): distributions over classes, or numbers from the same origin as the outputs."""
+        if loss not in LOSSES:
+            raise unknown("loss", loss, LOSSES)
+        y = np.asarray(targets)
+        if not self.classes:
+            if loss != "squared":
+                raise UserError(f"--loss {loss} is for classes: numbers have the squared loss")
+            return y.reshape(len(y), 1) - self._origin
+        return np.eye(self.classes)[y] if y.ndim == 1 else y
+
+
+def _losses(sums: Stack, y: np.ndarray, loss: Loss) -> np.ndarray:
+    """The summed loss (cells, n) of each cell's models."""
+    of, counts = sums.of, sums.counts[:, None]
+    if loss == "cross-entropy":
+        return of["lse"][..., 0] - (of["z"] * y).sum(-1)
+    if loss == "zero-one":
+        return counts - (of["votes"] * y).sum(-1)
+    # The mean of |one-hot - f|^2 over a distribution y of classes, whose one-hots have length 1.
+    values, squares, own = ("p", "pp", 1.0) if "p" in of else ("z", "zz", (y**2).sum(-1))
+    return of[squares][..., 0] - 2 * (of[values] * y).sum(-1) + counts * own
+
+
+def _estimate(sums: Stack, y: np.ndarray, loss: Loss) -> dict[str, np.ndarray]:
+    """loss, noise, bias, variance, balance and parts of the variance, each (n,); without independent pairs the loss."""
+    total = _losses(sums, y, loss).sum(0) / max(sums.counts.sum(), 1)
+    name = "p" if loss == "squared" and "p" in sums.of else "z"
+    moments = sums.moments(sums.of[name], sums.of[name * 2])
+    if moments.free is None:
+        return {"loss": total}
+    noise, variance = np.zeros(len(y)), moments.square - moments.free
+    if loss == "squared":
+        noise = 1 - (y**2).sum(-1) if name == "p" else noise
+        parts = _factors(sums, sums.of[name], 1.0, variance)
+    elif loss == "cross-entropy":
+        noise = -xlogy(y, y).sum(-1)
+        variance = _information(sums, moments)
+        parts = _curved_factors(sums, variance)
+    else:
+        noise = 1 - y.max(-1)
+        votes = sums.mean("votes")
+        main = (votes + 1e-9 * sums.mean("p")).argmax(-1)  # a tie goes to the higher mean probability
+        variance = y[np.arange(len(y)), main] - (votes * y).sum(-1)
+        parts = {"harm": variance.clip(min=0), "help": variance.clip(max=0)}
+    bias = total - noise - variance
+    return {"loss": total, "noise": noise, "bias": bias, "variance": variance, "balance": bias - variance} | parts
+
+
+def _information(sums: Stack, moments: Moments) -> np.ndarray:
+    """Bregman information (n,) of the logits: mean logsumexp less that of the mean logits, by a jackknife over blocks.
+
+    What the jackknife takes for the variance of the mean logits is scaled to what it is by independent pairs: with
+    independent models that factor is 1; initialisations that blocks share make it larger.
+    """
+    mean, count = sums.mean("z"), len(np.unique(sums.blocks))
+    without = [sums.take(sums.blocks != b).mean("z") for b in np.unique(sums.blocks)]
+    seen = (count - 1) / count * float(sum(np.square(own - mean).sum() for own in without))
+    true = float((moments.plain - moments.free).sum())
+    scale = true / seen if seen > 1e-12 * float(moments.square.sum()) else 1.0
+    middle = logsumexp(mean, axis=-1)
+    above = (count - 1) * (np.mean([logsumexp(own, axis=-1) for own in without], axis=0) - middle)
+    information: np.ndarray = sums.mean("lse")[:, 0] - middle + scale * above
+    return information
+
+
+def _factors(sums: Stack, values: np.ndarray, scale: float, variance: np.ndarray) -> dict[str, np.ndarray]:
+    """Data x initialisation analysis of variance, where models share blocks and seeds: its parts add to `variance`."""
+    moments = sums.moments(values)
+    if (sums.counts > 1).any() or moments.free is None or moments.data is None or moments.seed is None:
+        return {}
+    data, seed = scale * (moments.data - moments.free), scale * (moments.seed - moments.free)
+    return dict(zip(FACTORS, (data, seed, variance - data - seed), strict=True))
+
+
+def _curved_factors(sums: Stack, variance: np.ndarray) -> dict[str, np.ndarray]:
+    """The same for cross-entropy, whose variance is to second order that of the logits in the curvature of softmax."""
+    middle = softmax(sums.mean("z"), axis=-1)
+    z = sums.of["z"]
+    bent = np.sqrt(middle) * (z - (z * middle).sum(-1, keepdims=True))
+    moments = sums.moments(bent)
+    if moments.free is None or (spread := float((moments.square - moments.free).sum())) <= 0:
+        return {}
+    return _factors(sums, bent, float(variance.sum()) / spread, variance)
+
+
+def _interval(values: np.ndarray, left: Sequence[np.ndarray | None]) -> Interval:
+    """The mean over rows of `values` (n,), with the interval of its jackknife pseudo-values over blocks.
+
+    `left`: the same without each block; where one is missing, blocks say nothing and the interval is over rows alone.
+    """
+    kept = [one for one in left if one is not None]
+    blocks = len(left)
+    whole = len(kept) == blocks > 1
+    found = crossed(blocks * values - (blocks - 1) * np.stack(kept) if whole else values[None])
+    shift = float(values.mean()) - found.mean
+    return Interval(found.mean + shift, found.low + shift, found.high + shift, found.over)
+
+
+def _dominated(models: np.ndarray, rows: np.ndarray, loss: Loss) -> str:
+    """What a mean is made of, where that is few models or few rows."""
+    worst = float(models.max() / models.sum()) if models.sum() > 0 else 0.0
+    if len(models) > 2 and worst > max(0.5, 3 / len(models)):
+        return f"one of {len(models)} models makes up {100 * worst:.0f} % of the loss: read the medians"
+    few = math.ceil(len(rows) / 100)
+    share = float(np.sort(rows)[-few:].sum() / rows.sum()) if rows.sum() > 0 else 0.0
+    if loss != "zero-one" and len(rows) >= 50 and share > 0.5:
+        return f"{few} of {len(rows)} rows make up {100 * share:.0f} % of the loss: read the medians"
+    return ""

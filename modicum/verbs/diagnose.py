@@ -1,0 +1,82 @@
+"""`modicum diagnose NAME [DATA]`: one question about generalisation, answered with rows, charts and a paragraph."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import modicum.diagnostics
+from modicum.core.errors import UserError, unknown
+from modicum.diagnostics._finding import Finding
+from modicum.report.finding import write
+from modicum.training.run import saving
+from modicum.verbs._common import check_seed, say
+
+
+def diagnostics() -> dict[str, Callable[..., Finding]]:
+    """Every diagnostic by its name in kebab case: the function of its file's name."""
+    files = sorted(m.name for m in pkgutil.iter_modules(modicum.diagnostics.__path__) if not m.name.startswith("_"))
+    return {f.replace("_", "-"): getattr(importlib.import_module(f"modicum.diagnostics.{f}"), f) for f in files}
+
+
+def diagnose(
+    name: str, data: Any = None, *, out: str | Path | None = None, force: bool = False, **options: Any
+) -> Finding:
+    """Answer one question about DATA (default: the digits) and write rows, charts and a page to the folder OUT.
+
+    `name`: see `modicum list diagnostics`; `options` are those of the diagnostic, such as over="width". Returns a
+    `Finding`, which shows itself in a notebook; without `out` nothing is written from Python.
+    """
+    known = diagnostics()
+    if name not in known:
+        raise unknown("diagnostic", name, list(known))
+    function = known[name]
+    taken = inspect.signature(function).parameters
+    for key in options:
+        if key not in taken:
+            raise unknown(f"option of diagnose {name}", key, [k for k in taken if k != "data"])
+    if "seed" in options:
+        check_seed(options["seed"])
+    if out is not None:
+        check_folder(Path(out), force)
+    finding = function(**({} if data is None else {"data": data}), **options)
+    if out is not None:
+        with saving(Path(out)):
+            write(finding, Path(out))
+    return finding
+
+
+def check_folder(out: Path, force: bool) -> None:
+    """Refuse a place that holds something other than an older finding; that one only without --force."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (force and (out / "finding.json").is_file())):
+        how = "or --force to replace it" if (out / "finding.json").is_file() else "it is no finding of modicum diagnose"
+        raise UserError(f"{out} exists: choose another --out, {how}")
+
+
+def commands() -> dict[str, Callable[..., Finding]]:
+    """A function a diagnostic, with its own arguments and --out and --force, for the command line."""
+    return {name: _command(name, function) for name, function in diagnostics().items()}
+
+
+def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Finding]:
+    own = inspect.signature(function)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    out = inspect.Parameter("out", keyword, default=None, annotation=str | None)
+    force = inspect.Parameter("force", keyword, default=False, annotation=bool)
+    parameters = [*own.parameters.values(), out, force]
+
+    def call(data: Any, *, out: str | None = None, force: bool = False, **options: Any) -> Finding:
+        folder = Path(out) if out is not None else Path("runs") / f"{name}-{Path(str(data)).stem}"
+        finding = diagnose(name, data, out=folder, force=force or out is None, **options)
+        say(f"{finding.words}\n")
+        return finding
+
+    call.__doc__ = inspect.getdoc(function)
+    call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    hints = inspect.get_annotations(function, eval_str=True)
+    call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "out": str | None, "force": bool}
+    return call
