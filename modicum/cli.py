@@ -85,6 +85,10 @@ HELP = {
     "kind": "objectives, encoders, datasets or methods.",
     "seed": "The seed of everything random.",
     "device": "auto, cpu or cuda.",
+    "features": "relu or cosine.",
+    "widths": "The largest number of features.",
+    "draws": "Independent draws of training rows.",
+    "ridge": "Also show the best ridge at each width.",
     "force": "Replace what is there.",
 }
 SHORT = {"output": ["-o", "--output"], "n": ["-n"]}
@@ -100,13 +104,13 @@ def _kind(annotation: Any) -> Any:
 def verb(name: str, function: Callable[..., Any], app: typer.Typer = app) -> None:
     """Make the command `name` of a verb; every command also takes --json."""
     hints = typing.get_type_hints(function)
-    parameters = []
+    parameters, words = [], HELP | getattr(function, "options", {})
     for key, parameter in inspect.signature(function).parameters.items():
         asked = parameter.default is inspect.Parameter.empty
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
-            info: Any = typer.Argument(help=HELP[key])
+            info: Any = typer.Argument(help=words[key])
         else:
-            info = typer.Option(*SHORT.get(key, ["--" + key.replace("_", "-")]), help=HELP[key])
+            info = typer.Option(*SHORT.get(key, ["--" + key.replace("_", "-")]), help=words[key])
         kind = _kind(hints[key]) if asked or parameter.default is not None else _kind(hints[key] | None)
         parameters.append(parameter.replace(annotation=Annotated[kind, info]))
     switch = typer.Option("--json", help="Print one JSON object last on stdout; logs go to stderr.")

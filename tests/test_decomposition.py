@@ -232,7 +232,7 @@ def test_cross_entropy_of_gaussian_logits() -> None:
 
 
 CYCLE = [(b, (b + j) % 4) for b in range(4) for j in range(2)]
-"""Four data sets with two initialisations each, of which neighbours share one: what `bias_variance` trains."""
+"""Four data sets with two initialisations each, of which neighbours share one: no full grid."""
 
 
 @pytest.mark.parametrize("cyclic", [False, True])

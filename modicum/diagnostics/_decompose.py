@@ -43,13 +43,6 @@ class Design:
         if self.seeds < 1 or self.steps < 2:
             raise UserError(f"--seeds {self.seeds}, --steps {self.steps}: wanted at least 1 and 2")
 
-    def initial(self, split: int, k: int) -> int:
-        """Which initialisation the k-th model of a split has: neighbouring splits share all but one, no two all.
-
-        So there are as many initialisations as splits, and the mean depends on no single one of them.
-        """
-        return (split + k) % max(self.splits, self.seeds)
-
     def member(self, rows: np.ndarray, targets: np.ndarray, initial: int | str, longer: int = 1) -> Member:
         """A model on these rows with their targets."""
         seed = seeds.fold(self.seed, "initialisation", initial)
@@ -197,24 +190,25 @@ def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.nd
                 rows.labels.values, total=n, kind=rows.labels.kind, seed=design.seed, among=part
             )  # fmt: skip
             for k in range(count):
-                members.append(design.member(own, truth.labels[own], design.initial(split, k)))
-                places.append((sizes[-1], split, k))
+                initial = k if count > 1 else split  # a grid shares its initialisations; without one each has its own
+                members.append(design.member(own, truth.labels[own], initial))
+                places.append((sizes[-1], split, k, initial))
     for reading in train(members, work, at=[design.steps // 2]):
-        _read(reading, rows.test, design, places)
+        _read(reading, rows.test, places)
     loss: Loss = "cross-entropy" if rows.classes else "squared"
     for size in sizes:
         size.test = size.sums.decompose(truth.labels[rows.test], loss).loss
     return sizes
 
 
-def _read(reading: Reading, test: np.ndarray, design: Design, places: list[tuple[Size, int, int]]) -> None:
+def _read(reading: Reading, test: np.ndarray, places: list[tuple[Size, int, int, int]]) -> None:
     loss, _ = reading.own()
     for i, number in enumerate(reading.numbers):
-        size, split, k = places[number]
+        size, split, k, _ = places[number]
         (size.end if reading.last else size.half)[split, k] = loss[i]
     if not reading.last:
         return
     z = reading.outputs(test)
     for i, number in enumerate(reading.numbers):
-        size, split, k = places[number]
-        size.sums.add(z[i : i + 1], [split], [design.initial(split, k)])
+        size, split, _, initial = places[number]
+        size.sums.add(z[i : i + 1], [split], [initial])

@@ -96,7 +96,7 @@ def check_memory(plan: Plan) -> None:
 
 
 def inputs(plan: Plan) -> dict[int, np.ndarray]:
-    """The rows that are read, by their numbers: pixels from -1 to 1, a run's features standardised, others as they are."""
+    """Inputs of the rows read, by row number: pixels from -1 to 1, a run's features standardised, else as they are."""
     rows = plan.rows
     own = np.unique(np.concatenate([plan.train(d) for d in range(plan.draws)]))
     others = np.setdiff1d(np.concatenate([rows.train, rows.test]), np.union1d(own, rows.test))
@@ -184,8 +184,11 @@ def parts(outputs: np.ndarray, targets: np.ndarray) -> tuple[Interval, Interval]
     return crossed(pseudo[:, 0]), crossed(pseudo[:, 1])
 
 
-def predicted(plan: Plan, x: dict[int, np.ndarray], ridge: float) -> np.ndarray:
-    """What theory expects of the test loss at the plan's widths (a,), from the kernel over all rows that were read."""
+def predicted(plan: Plan, x: dict[int, np.ndarray], curves: list[Curve]) -> np.ndarray:
+    """What theory expects of the test loss at the plan's widths (a,), from the kernel over all rows that were read.
+
+    Nothing is taken from the fits but how many features are not 0 on all training rows.
+    """
     rows = plan.rows
     index = seeds.numpy(plan.seed, "theory").permutation(np.array(list(x)))[:POPULATION]
     every = np.stack([x[i] for i in index.tolist()])
@@ -197,10 +200,14 @@ def predicted(plan: Plan, x: dict[int, np.ndarray], ridge: float) -> np.ndarray:
     mean = (1 - plan.noise) * y + plan.noise * random
     noise = float((y**2).sum(1).mean() - (mean**2).sum(1).mean()) if plan.noise else 0.0
     own, moved = (vectors.T @ t / len(index) ** 0.5 for t in (mean, y - mean))
-    out = []
-    for wide in plan.at.tolist():
+    away = float((moved**2).sum())
+    ridge = float(np.median([c.ridge for c in curves]))
+    share, out = min(plan.n / len(index), 1.0), []
+    for wide in np.median([c.used[plan.at - 1] for c in curves], 0).clip(min=1).tolist():
         loss, learned = theory(values, (own**2).sum(1), plan.n, wide, ridge, noise)
         # The test labels are clean: |f - y|² = |f - mean|² + 2 (f - mean)(mean - y) + |mean - y|².
-        shift = 2 * ((1 - learned) * (own * moved).sum(1)).sum() + (moved**2).sum()
-        out.append(loss - noise + float(shift))
+        clean = loss - noise + 2 * float(((1 - learned) * (own * moved).sum(1)).sum()) + away
+        # Theory's test rows are any of the population: a share are training rows, whose residual is `left` of others'.
+        left = 1 - min(float(learned.sum()) / plan.n, 1.0)
+        out.append((clean - share * (1 - left) ** 2 * (noise + away)) / (1 - share + share * left**2))
     return np.array(out)

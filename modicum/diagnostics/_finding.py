@@ -89,7 +89,9 @@ def lines(
     if by:
         order = list(dict.fromkeys(row[by] for row in kept))
         domain = alt.Scale(domain=order, range=[COLOURS[k % len(COLOURS)] for k in range(len(order))])
-        colour = {"color": alt.Color(f"{by}:N", scale=domain, sort=order, title=None, legend=alt.Legend(symbolOpacity=1))}
+        colour = {
+            "color": alt.Color(f"{by}:N", scale=domain, sort=order, title=None, legend=alt.Legend(symbolOpacity=1))
+        }
     tip = [alt.Tooltip(f"{k}:N" if k == by else f"{k}:Q", format="" if k == by else ".4~g") for k in keys]
     layers = []
     if band:

@@ -83,13 +83,14 @@ def given(
     label: str | None = None,
     split: str | None = None,
     group: str | None = None,
+    size: int | None = None,
     limit: int | None = None,
     most_tests: int | None = None,
     seed: int = 0,
 ) -> Given:
     """Open the data and divide its labelled rows: by its split column, else a stratified fifth is for testing.
 
-    A run's frozen encoder is tested on rows that it was not trained on. `limit` draws as many training rows,
+    `size` is the side of images in pixels. A run's frozen encoder is tested on rows that it was not trained on. `limit` draws as many training rows,
     stratified; `most_tests` as many test rows.
     """
     model = None if run is None else load(run)
@@ -99,6 +100,9 @@ def given(
         usable = np.arange(len(opened)) if by_column is None else by_column.train
         special = special_columns(opened, label, group, split)
         options: dict[str, Any] = {"exclude": special} if opened.modality.takes("exclude") else {}
+        if size is not None and not opened.modality.takes("size"):
+            raise UserError(f"--size {size}: {opened.name} holds {opened.modality.modality}, which have no size")
+        options |= {} if size is None else {"size": size}
         input = opened.modality.infer(opened.raw, usable, **options)
     else:
         input = model.input

@@ -21,7 +21,17 @@ ENCODERS = {
     "transformer": "transformer()",
 }
 """The trunks by the names that are asked for; what is varied is set by the matrix."""
-WIDTHS = {"mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 40, 64, 128, 256), "convnet": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
+WIDTHS = {"mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 40, 64, 128, 256, 512), "convnet": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
+OPTIONS = {
+    "over": "The axis: width, samples, epochs or depth; several with commas between share one run matrix.",
+    "encoder": "mlp, convnet, transformer, random-features, or a trunk's spec whose width and depth are varied.",
+    "label_noise": "The share of training labels that are redrawn at random.",
+    "values": "Places on the (first) axis, such as 1,2,4,8.",
+    "width": "The width where it is not the axis.",
+    "draws": "Independent samples of training rows, noise and initialisation.",
+    "epochs": "Passes over the largest sample.",
+    "limit": "Training rows of a draw.",
+}
 FITS = 0.01
 """The training error from which a model is said to interpolate."""
 
@@ -34,13 +44,14 @@ def double_descent(
     label_noise: float = 0.2,
     values: str | None = None,
     width: int | None = None,
-    draws: int = 5,
+    draws: int = 10,
     epochs: int = 400,
     lr: float = 3e-3,
     batch: int = 128,
     label: str | None = None,
     split: str | None = None,
     group: str | None = None,
+    size: int | None = None,
     limit: int | None = 500,
     seed: int = 0,
 ) -> Finding:
@@ -56,7 +67,7 @@ def double_descent(
     for name in axes:
         if name not in AXES:
             raise unknown("--over", name, AXES)
-    rows = given(data, label=label, split=split, group=group, most_tests=5000, seed=seed)
+    rows = given(data, label=label, split=split, group=group, size=size, most_tests=5000, seed=seed)
     matrix = plan(rows, axes, encoder, values, width, draws, epochs, label_noise, lr, batch, limit, seed)
     kept = matrix.run(rows, rows.work())
     table = [row for cell in matrix.cells() for row in measured(cell, kept[cell], matrix, rows)]

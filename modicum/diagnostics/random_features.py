@@ -1,4 +1,4 @@
-"""`random-features`: least squares on 1, 2, 3, ... random features: the cleanest double descent there is, with theory."""
+"""`random-features`: least squares on 1, 2, 3, ... random features: the cleanest double descent, and its theory."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def random_features(
     """Show the test error of least squares on random features at every width, past the point where all rows are fitted.
 
     Each of `draws` draws has its own `limit` training rows (default: as many as keep draws disjoint, at most 500), its
-    own noise and its own `features`, relu or cosine (Belkin et al. 2019), of plain inputs or of a run's frozen features;
+    own noise and own `features`, relu or cosine (Belkin et al. 2019), of plain inputs or of a run's frozen features;
     `widths` is the largest (default 4 times the rows). With `ridge` the best of several ridges is drawn beside it.
     Losses are squared errors summed over one-hot classes, or of the standardised number.
     """
@@ -70,7 +70,7 @@ def random_features(
     check_memory(plan)
     x = inputs(plan)
     kept = measure(plan, x, ridge)
-    table = summary(plan, kept, predicted(plan, x, kept.curves[0].ridge))
+    table = summary(plan, kept, predicted(plan, x, kept.curves))
     tested = test_peak(plan, kept)
     facts = about(plan, kept, table, tested) | {"seconds": round(time.perf_counter() - began, 1)}
     return Finding("random-features", table, charts(plan, table, facts), words(plan, kept, table, tested, facts), facts)
@@ -84,9 +84,9 @@ def summary(plan: Plan, kept: Kept, expected: np.ndarray) -> list[dict[str, Any]
     for key, name in measured.items():
         if key == "error" and not plan.rows.classes:
             continue
-        low_high = middle(np.stack([getattr(c, key) for c in kept.curves]))
-        for row, *values in zip(table, *low_high[:3], strict=True):
-            row |= zip((name, f"{name} low", f"{name} high"), map(float, values), strict=True)
+        median, low, high, _ = middle(np.stack([getattr(c, key) for c in kept.curves]))
+        for row, *three in zip(table, median, low, high, strict=True):
+            row |= zip((name, f"{name} low", f"{name} high"), map(float, three), strict=True)
     worst = np.stack([c.loss for c in kept.curves]).max(0)
     for row, value in zip(table, worst, strict=True):
         row["worst test loss"] = float(value)
@@ -99,9 +99,8 @@ def summary(plan: Plan, kept: Kept, expected: np.ndarray) -> list[dict[str, Any]
         row["theory"] = float(expected[a]) if math.isfinite(expected[a]) else None
         for key, values in kept.ridge.items():
             if key != "error" or plan.rows.classes:
-                median, low, high, _ = middle(values[:, a])
-                row |= {f"best ridge {key}": float(median), f"best ridge {key} low": float(low)}
-                row[f"best ridge {key} high"] = float(high)
+                found = map(float, middle(values[:, a])[:3])
+                row |= zip((f"best ridge {key}", f"best ridge {key} low", f"best ridge {key} high"), found, strict=True)
     return table
 
 
@@ -118,7 +117,8 @@ def test_peak(plan: Plan, kept: Kept) -> Peak | str:
 def about(plan: Plan, kept: Kept, table: list[dict[str, Any]], tested: Peak | str) -> dict[str, Any]:
     """Settings, and what belongs to no width."""
     at = [table[w - 1] for w in plan.at.tolist()]
-    rank = int(np.median([c.rank for c in kept.curves]))
+    fits = sorted(plan.wide + 1 if c.threshold is None else c.threshold for c in kept.curves)
+    rank = fits[plan.draws // 2]  # more than half of the draws are fitted there, and so is their median
     off = [
         (abs(row["theory"] / row["test loss"] - 1), row["width"])
         for row in at
@@ -135,23 +135,23 @@ def about(plan: Plan, kept: Kept, table: list[dict[str, Any]], tested: Peak | st
         "inputs": "plain" if plan.rows.model is None else "frozen",
         "label noise": plan.noise,
         "largest width": plan.wide,
-        "threshold": rank,
+        "threshold": rank if rank <= plan.wide else None,
         "confidence of the intervals of medians": round(middle(np.zeros(plan.draws))[3], 3),
         "peak": str(tested),
         "heavy tails at widths": heavy,
         "negative bias² at widths": [row["width"] for row in at if row["bias²"] < 0],
-        "theory is off by (median)": round(float(np.median([o for o, _ in off])), 3) if off else None,
-        "theory is off by (most)": round(max(off)[0], 3) if off else None,
-        "theory is most off at width": max(off)[1] if off else None,
-        "ridge where features depend on each other": ridges[-1] if ridges else 0.0,
-        "draws with dependent features": sum(c.ridge > 0 for c in kept.curves),
+        "theory off, median": round(float(np.median([o for o, _ in off])), 3) if off else None,
+        "theory off, most": round(max(off)[0], 3) if off else None,
+        "theory off most at": max(off)[1] if off else None,
+        "ridge of dependent draws": ridges[-1] if ridges else 0.0,
+        "dependent draws": sum(c.ridge > 0 for c in kept.curves),
     }
 
 
 def charts(plan: Plan, table: list[dict[str, Any]], facts: dict[str, Any]) -> dict[str, Any]:
     """Error, loss with theory, and bias beside variance, against the width."""
     at = [table[w - 1] for w in plan.at.tolist()]
-    rules = {"all rows fitted": facts["threshold"]} if facts["threshold"] <= plan.wide else {}
+    rules = {"all rows fitted": facts["threshold"]} if facts["threshold"] else {}
     noise = f", {plan.noise:.0%} label noise" if plan.noise else ""
     heading = f"{plan.rows.data.name}: {plan.features} features, n = {plan.n:,}{noise}, medians of {plan.draws} draws"
 
@@ -171,7 +171,7 @@ def charts(plan: Plan, table: list[dict[str, Any]], facts: dict[str, Any]) -> di
         names = ("random features (width)", title)
         return lines(points, "width", "value", by="of", band=("low", "high"), title=names, rules=rules, **more)
 
-    ridge = "best ridge at each width (chosen on other test rows)"
+    ridge = "test, best ridge"
     out = {}
     if plan.rows.classes:
         shown = {"test, no ridge": "test error", ridge: "best ridge error"}
@@ -207,27 +207,26 @@ def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
     overlap = "" if plan.apart else " The draws share rows, so that the variance is underestimated."
     sure = facts["confidence of the intervals of medians"]
     said = [
-        f"Least squares on 1 to {plan.wide:,} random {plan.features} features of {what} was fitted to {plan.draws} draws "
-        f"of {plan.n:,} training rows{noise} and tested on {len(plan.rows.test):,} other rows. Numbers are medians over "
-        f"draws; bands hold the median with {sure:.0%} confidence over draws, for these test rows.{overlap}"
+        f"Least squares on 1 to {plan.wide:,} random {plan.features} features of {what} was fitted to {plan.draws} "
+        f"draws of {plan.n:,} training rows{noise} and tested on {len(plan.rows.test):,} other rows. Numbers are "
+        f"medians over draws; bands hold the median with {sure:.0%} confidence over draws, for these rows.{overlap}"
     ]
-    if facts["draws with dependent features"]:
+    if facts["dependent draws"]:
         said.append(
-            f"In {facts['draws with dependent features']} draws features depend on each other to the precision of float64: "
-            f"no fit without ridge is defined there, and one of {facts['ridge where features depend on each other']:.2g} "
-            "stands for it."
+            f"In {facts['dependent draws']} of the draws features depend on each other to the precision of float64: a "
+            f"ridge of {facts['ridge of dependent draws']:.2g} stands for none there."
         )
     return said
 
 
 def _curve(plan: Plan, table: list[dict[str, Any]], tested: Peak | str, facts: dict[str, Any]) -> list[str]:
     name, rank = ("test error" if plan.rows.classes else "test loss"), facts["threshold"]
-    low = min(table[: max(rank - 1, 1)], key=lambda r: r[name])
+    low = min(table[: max((rank or plan.wide + 1) - 1, 1)], key=lambda r: r[name])
     last = table[-1]
-    if plan.wide < rank:
+    if rank is None:
         return [
-            f"The {name} is lowest, {low[name]:.3g}, at width {low['width']:,}; the {rank:,} training rows are not yet "
-            "fitted exactly at the largest width: give more --widths to see what comes after."
+            f"The {name} is lowest, {low[name]:.3g}, at width {low['width']:,}; the training rows are not yet fitted "
+            "exactly at the largest width: give more --widths to see what comes after."
         ]
     said = [
         f"With fewer features than rows the {name} is at best {low[name]:.3g} (width {low['width']:,}); where all rows "
@@ -266,23 +265,23 @@ def _means(plan: Plan, table: list[dict[str, Any]], facts: dict[str, Any]) -> li
         best = min(at, key=lambda r: r[f"best ridge {name}"])
         plain = min(table, key=lambda r: r[f"test {name}"])
         a, b = best[f"best ridge {name}"], plain[f"test {name}"]
-        place = min(at, key=lambda r: abs(r["width"] - rank))
+        place = min(at, key=lambda r: abs(r["width"] - (rank or plan.wide)))
         said.append(
-            f"With the best of {len(SHARES)} ridges, chosen on half of the test rows and measured on the other, the test "
-            f"{name} at width {place['width']:,} is {place[f'best ridge {name}']:.3g} and the lowest is {a:.3g} (width "
-            f"{best['width']:,}), against {b:.3g} without (width {plain['width']:,})."
+            f"With the best of {len(SHARES)} ridges, chosen on half of the test rows and measured on the other, the "
+            f"test {name} at width {place['width']:,} is {place[f'best ridge {name}']:.3g} and the lowest is {a:.3g} "
+            f"(width {best['width']:,}), against {b:.3g} without (width {plain['width']:,})."
         )
         if last[f"best ridge {name}"] < 0.95 * last[f"test {name}"] or a < 0.95 * b:
             said.append("What to do: regularise; how many features there are then matters little once they are many.")
-        elif plain["width"] > rank:
+        elif rank and plain["width"] > rank:
             said.append("What to do: take many features, well past the threshold; ridge adds little to that.")
         else:
             said.append(f"What to do: stay below the threshold, near width {plain['width']:,}; ridge adds little.")
-    if facts["theory is off by (median)"] is not None:
+    if facts["theory off, median"] is not None:
         said.append(
-            f"Theory for these inputs and labels (no fit involved) is within {facts['theory is off by (median)']:.1%} of "
-            f"the measured loss at half of the widths, and off by {facts['theory is off by (most)']:.0%} at most (width "
-            f"{facts['theory is most off at width']:,}; widths within {GAP:.0%} of the threshold left out)."
+            f"Theory for these inputs and labels (no fit involved) is within {facts['theory off, median']:.1%} of "
+            f"the measured loss at half of the widths, and off by {facts['theory off, most']:.0%} at most (width "
+            f"{facts['theory off most at']:,}; widths within {GAP:.0%} of the threshold left out)."
         )
     else:
         said.append("Theory has no answer here: there are too few rows to know the eigenvalues from.")

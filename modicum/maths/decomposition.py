@@ -39,8 +39,8 @@ FACTORS = ("data", "initialisation", "interaction")
 class Decomposition:
     """loss = noise + bias + variance, exactly, each a mean over rows with its 95 % interval.
 
-    `balance` is bias - variance. `parts` add up to the variance: "data", "initialisation" and "interaction" where
-    blocks share seeds, "harm" and "help" for the 0-1 loss. `rows` holds loss, bias and variance (n,) of every row.
+    `excess` is bias + variance, `balance` bias - variance. `parts` add up to the variance: "data", "initialisation"
+    and "interaction" where blocks share seeds, "harm" and "help" for the 0-1 loss. `rows` holds loss, bias and variance (n,) of every row.
     `warning` says what dominates a mean that few rows or models make up; `medians` are then better, of the rows' loss,
     bias and variance and of the models' loss ("model").
     """
@@ -52,6 +52,7 @@ class Decomposition:
     loss: Interval
     bias: Interval
     variance: Interval
+    excess: Interval
     balance: Interval
     parts: dict[str, Interval]
     rows: dict[str, np.ndarray]
@@ -152,7 +153,7 @@ class Sums:
             whole = {k: v for k, v in whole.items() if k not in FACTORS}
         left = [_estimate(sums.take(sums.blocks != b), target, loss) for b in np.unique(sums.blocks)]
         found = {name: _interval(values, [one.get(name) for one in left]) for name, values in whole.items()}
-        parts = {k: v for k, v in found.items() if k not in ("loss", "noise", "bias", "variance", "balance")}
+        parts = {k: found[k] for k in (*FACTORS, "harm", "help") if k in found}
         per_model = _losses(sums, target, loss).mean(1) / sums.counts
         rows = {k: whole[k] for k in ("loss", "bias", "variance")}
         medians = {k: float(np.median(v)) for k, v in rows.items()} | {"model": float(np.median(per_model))}
@@ -164,6 +165,7 @@ class Sums:
             loss=found["loss"],
             bias=found["bias"],
             variance=found["variance"],
+            excess=found["excess"],
             balance=found["balance"],
             parts=parts,
             rows=rows,
@@ -222,7 +224,7 @@ def _losses(sums: Stack, y: np.ndarray, loss: Loss) -> np.ndarray:
 
 
 def _estimate(sums: Stack, y: np.ndarray, loss: Loss) -> dict[str, np.ndarray]:
-    """loss, noise, bias, variance, balance and parts of the variance, each (n,); without independent pairs the loss."""
+    """All that a decomposition has a mean of, by name, for each row (n,); the loss alone without independent pairs."""
     total = _losses(sums, y, loss).sum(0) / max(sums.counts.sum(), 1)
     name = "p" if loss == "squared" and "p" in sums.of else "z"
     moments = sums.moments(sums.of[name], sums.of[name * 2])
@@ -243,7 +245,8 @@ def _estimate(sums: Stack, y: np.ndarray, loss: Loss) -> dict[str, np.ndarray]:
         variance = y[np.arange(len(y)), main] - (votes * y).sum(-1)
         parts = {"harm": variance.clip(min=0), "help": variance.clip(max=0)}
     bias = total - noise - variance
-    return {"loss": total, "noise": noise, "bias": bias, "variance": variance, "balance": bias - variance} | parts
+    both = {"excess": bias + variance, "balance": bias - variance}
+    return {"loss": total, "noise": noise, "bias": bias, "variance": variance} | both | parts
 
 
 def _information(sums: Stack, moments: Moments) -> np.ndarray:

@@ -121,8 +121,8 @@ def differences(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     real = pairs[pairs > 1e-24 * max(float((table**2).max()), 1e-300)]
     if not len(real):
         raise UserError(
-            "all repeats have the same curve (but for a constant): wanted repeats that differ in seed or training rows, or nothing is known "
-            "of the noise"
+            "all repeats have the same curve (but for a constant): wanted repeats that differ in seed or training "
+            "rows, or nothing is known of the noise"
         )
     variance = np.maximum(variance, np.median(real) / 4)
     return mean[None] - mean[:, None], np.sqrt(variance / repeats)

@@ -116,8 +116,8 @@ def fit(sizes: Sequence[float] | np.ndarray, scores: np.ndarray, *, seed: int = 
     best = _least_squares(n, curves.mean(0)[None], weights)
     if found := _missed(n, curves, best[0]):
         raise IllBehaved(found)
-    # The offset of a draw may be below 0: a bound would push the other two to one side of the truth, and their intervals
-    # off it (82 instead of 95 % for the rate, at an offset of 0).
+    # The offset of a draw may be below 0: a bound would push the other two to one side of the truth, and their
+    # intervals off it (82 instead of 95 % for the rate, at an offset of 0).
     draws = _least_squares(n, plausible(table, seed=seed), weights, bounded=False)
     over: Over = "seeds and rows" if table.ndim == 3 else "splits"
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
@@ -208,7 +208,7 @@ def _smoothed(n: np.ndarray, curves: np.ndarray) -> np.ndarray:
 
 
 def _least_squares(n: np.ndarray, curves: np.ndarray, weights: np.ndarray, bounded: bool = True) -> np.ndarray:
-    """(scale, rate, offset) (count, 3) of the least squares over curves (count, sizes), scale >= 0, offset too if bounded.
+    """Least squares' (scale, rate, offset) (count, 3) over curves (count, sizes); scale >= 0, offset too if bounded.
 
     For a rate the other two are linear: the rate is searched on a grid that is refined seven times.
     """

@@ -39,8 +39,8 @@ class Curve:
 
     Losses are squared errors summed over outputs, means over rows; error is the share of rows whose largest output is
     not the target's (NaN for one output). `effective` is the trace of the smoother, the parameters in use; `outputs`
-    (len(at), m, k) those at the widths asked for. `ridge` is the one used, `rank` the width at which training rows are
-    first fitted exactly: fewer than n where rows are equal.
+    (len(at), m, k) those at the widths asked for. `ridge` is the one used; `used` (D,) counts the features that are not
+    0 on all training rows, and `rank` how many of these fit the rows exactly: fewer than n where rows are equal.
     """
 
     loss: np.ndarray
@@ -49,8 +49,15 @@ class Curve:
     norm: np.ndarray
     effective: np.ndarray
     outputs: np.ndarray
+    used: np.ndarray
     ridge: float
     rank: int
+
+    @property
+    def threshold(self) -> int | None:
+        """The first width at which the training rows are fitted exactly without ridge, if any is large enough."""
+        wide = int(np.searchsorted(self.used, self.rank))
+        return wide + 1 if wide < len(self.used) else None
 
 
 class _Rows(NamedTuple):
@@ -140,6 +147,7 @@ def curve(
         np.sqrt(np.maximum(norm, 0)[place]),
         np.array(effective)[place],
         np.stack([scores.outputs[k] for k in asked]) if len(asked) else np.zeros((0, *targets.shape)),
+        place,
         ridge,
         len(rows.phi),
     )

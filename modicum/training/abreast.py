@@ -65,10 +65,9 @@ def _wider(child: nn.Module, m: int) -> nn.Module | None:
     """The layer for m members' channels, without values of its own."""
     with torch.device("meta"):
         if isinstance(child, nn.Conv2d):
-            sizes: Any = (child.kernel_size, child.stride, child.padding)
-            return nn.Conv2d(
-                child.in_channels * m, child.out_channels * m, *sizes, groups=m, bias=child.bias is not None
-            )
+            sizes: Any = {k: getattr(child, k) for k in ("kernel_size", "stride", "padding")}
+            bias = child.bias is not None
+            return nn.Conv2d(child.in_channels * m, child.out_channels * m, groups=m, bias=bias, **sizes)
         if isinstance(child, nn.BatchNorm2d):
             return nn.BatchNorm2d(child.num_features * m, child.eps, child.momentum)
         if isinstance(child, nn.GroupNorm):

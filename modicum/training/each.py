@@ -45,6 +45,7 @@ class Each(torch.optim.Optimizer):
         self._distinct = list(dict.fromkeys(factors))
         self._which = np.array([self._distinct.index(f) for f in factors])
         self._kept: dict[Any, Tensor] = {}
+        self._leads: tuple[int, dict[nn.Parameter, int]] = (-1, {})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -52,53 +53,61 @@ class Each(torch.optim.Optimizer):
         del closure
         n = self.active()
         factor = np.array([f(self.now) for f in self._distinct])[self._which[:n]]
-        rates, decays = self.rates[:n] * factor, self.decays[:n]
-        lead = {p: int(np.searchsorted(own, n)) for p, own in self.owners.items() if p.grad is not None}
+        rates = self.rates[:n] * factor
+        if n != self._leads[0]:
+            self._leads = n, {p: int(np.searchsorted(own, n)) for p, own in self.owners.items()}
+        lead = {p: count for p, count in self._leads[1].items() if p.grad is not None}
         if self.clip is not None:
-            self._clip(lead, n)
-        for p, count in lead.items():
-            wd = decays if p in self.matrices else np.zeros(n)
-            self._move(p, count, rates, wd)
+            self._clip(lead, n, self.clip)
+        decays, none = self.decays[:n], np.zeros(n)
+        kinds: Any = ((True, decays), (False, none)) if decays.any() else ((None, none),)
+        for decayed, decay in kinds:
+            some = [p for p in lead if decayed is None or (p in self.matrices) is decayed]
+            if some:
+                self._move(some, [lead[p] for p in some], rates, decay)
         self.now += 1
 
-    def _move(self, p: nn.Parameter, count: int, rates: np.ndarray, decays: np.ndarray) -> None:
-        x, g = p.data[:count], p.grad[:count]  # type: ignore[index]
-        state = self.state[p]
-        if not state:
-            names = ("exp_avg", "exp_avg_sq") if self.kind == "adamw" else ("momentum_buffer",)
-            state.update({name: torch.zeros_like(p) for name in names})
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+    def _move(self, params: list[nn.Parameter], counts: list[int], rates: np.ndarray, decays: np.ndarray) -> None:
+        names = ("exp_avg", "exp_avg_sq") if self.kind == "adamw" else ("momentum_buffer",)
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update({name: torch.zeros_like(p) for name in names})
+                self.state[p]["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+        xs = [p.data[:c] for p, c in zip(params, counts, strict=True)]
+        gs = [_grad(p, c) for p, c in zip(params, counts, strict=True)]
+        slots = [[self.state[p][name][:c] for p, c in zip(params, counts, strict=True)] for name in names]
+        steps = [self.state[p]["step"] for p in params]
         alike = bool((rates == rates[0]).all() and (decays == decays[0]).all())
-        if self.kind == "adamw":
-            self._adamw(p, x, g, state, rates, decays, alike)
-        else:
-            self._sgd(p, x, g, state["momentum_buffer"][:count], rates, decays, alike)
-            state["step"] += 1
-
-    def _adamw(self, p: nn.Parameter, x: Tensor, g: Tensor, state: Any, rates: Any, decays: Any, alike: bool) -> None:
-        first, second = state["exp_avg"][: len(x)], state["exp_avg_sq"][: len(x)]
-        given: dict[str, Any] = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "amsgrad": False, "maximize": False}
+        rate, decay = float(rates[0]), float(decays[0])
+        if self.kind == "sgd":
+            for step in steps:
+                step += 1
+            if alike:
+                given: dict[str, Any] = {
+                    "momentum": self.momentum,
+                    "dampening": 0.0,
+                    "nesterov": False,
+                    "maximize": False,
+                }
+                sgd(xs, gs, slots[0], fused=True, lr=rate, weight_decay=decay, **given)
+                return
+            for p, x, g, buffer in zip(params, xs, gs, slots[0], strict=True):
+                buffer.mul_(self.momentum).add_(g)
+                if decays.any():
+                    buffer.addcmul_(x, self._rows(p, decays, x))
+                x.addcmul_(buffer, self._rows(p, rates, x), value=-1)
+            return
+        given = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "amsgrad": False, "maximize": False}
         if alike:
-            rate, decay = float(rates[0]), float(decays[0])
-            adamw([x], [g], [first], [second], [], [state["step"]], fused=True, lr=rate, weight_decay=decay, **given)
+            adamw(xs, gs, slots[0], slots[1], [], steps, fused=True, lr=rate, weight_decay=decay, **given)
             return
         # One fused pass at rate 1 from zero gives the direction; the members' own rates scale it.
-        way = self._scratch(p, len(x)).zero_()
-        adamw([way], [g], [first], [second], [], [state["step"]], fused=True, lr=1.0, weight_decay=0.0, **given)
-        if decays.any():
-            x.mul_(self._rows(p, 1 - rates * decays, x))
-        x.addcmul_(way, self._rows(p, rates, x))
-
-    def _sgd(self, p: nn.Parameter, x: Tensor, g: Tensor, buffer: Tensor, rates: Any, decays: Any, alike: bool) -> None:
-        if alike:
-            rate, decay = float(rates[0]), float(decays[0])
-            given = {"momentum": self.momentum, "dampening": 0.0, "nesterov": False, "maximize": False}
-            sgd([x], [g], [buffer], fused=True, lr=rate, weight_decay=decay, **given)
-            return
-        buffer.mul_(self.momentum).add_(g)
-        if decays.any():
-            buffer.addcmul_(x, self._rows(p, decays, x))
-        x.addcmul_(buffer, self._rows(p, rates, x), value=-1)
+        ways = [self._scratch(p, len(x)).zero_() for p, x in zip(params, xs, strict=True)]
+        adamw(ways, gs, slots[0], slots[1], [], steps, fused=True, lr=1.0, weight_decay=0.0, **given)
+        for p, x, way in zip(params, xs, ways, strict=True):
+            if decays.any():
+                x.mul_(self._rows(p, 1 - rates * decays, x))
+            x.addcmul_(way, self._rows(p, rates, x))
 
     def _rows(self, p: nn.Parameter, values: np.ndarray, like: Tensor) -> Tensor:
         """The members' values for each index of the first axis, to multiply `like` with."""
@@ -110,13 +119,18 @@ class Each(torch.optim.Optimizer):
             self._kept[p] = torch.empty_like(p)
         return self._kept[p][:count]
 
-    def _clip(self, lead: dict[nn.Parameter, int], n: int) -> None:
-        """Scale each member's gradient to a norm of at most `clip`."""
-        square = torch.zeros(n, dtype=next(iter(lead)).dtype, device=next(iter(lead)).device)
+    def _clip(self, lead: dict[nn.Parameter, int], n: int, limit: float) -> None:
+        """Scale each member's gradient to a norm of at most `limit`."""
+        first = next(iter(lead))
+        square = torch.zeros(n, dtype=first.dtype, device=first.device)
+        owners = {p: torch.from_numpy(self.owners[p][:count]).to(p.device) for p, count in lead.items()}
         for p, count in lead.items():
-            own = torch.from_numpy(self.owners[p][:count]).to(p.device)
-            square.index_add_(0, own, p.grad[:count].flatten(1).square().sum(1) if p.dim() > 1 else p.grad[:count] ** 2)  # type: ignore[index]
-        scale = (self.clip / (square.sqrt() + 1e-6)).clamp(max=1.0)  # type: ignore[operator]
+            square.index_add_(0, owners[p], _grad(p, count).reshape(count, -1).square().sum(1))
+        scale = (limit / (square.sqrt() + 1e-6)).clamp(max=1.0)
         for p, count in lead.items():
-            own = torch.from_numpy(self.owners[p][:count]).to(p.device)
-            p.grad[:count].mul_(scale[own].view(-1, *[1] * (p.dim() - 1)))  # type: ignore[index]
+            _grad(p, count).mul_(scale[owners[p]].view(-1, *[1] * (p.dim() - 1)))
+
+
+def _grad(p: nn.Parameter, count: int) -> Tensor:
+    assert p.grad is not None
+    return p.grad[:count]

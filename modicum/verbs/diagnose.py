@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,10 @@ def check_folder(out: Path, force: bool) -> None:
 
 
 def commands() -> dict[str, Callable[..., Finding]]:
-    """A function a diagnostic, with its own arguments and --out and --force, for the command line."""
+    """A function a diagnostic, with its own arguments and --out and --force, for the command line.
+
+    `options`: what its file's OPTIONS say of its arguments, where the command line has no words for them of its own.
+    """
     return {name: _command(name, function) for name, function in diagnostics().items()}
 
 
@@ -77,6 +81,7 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
 
     call.__doc__ = inspect.getdoc(function)
     call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.options = getattr(sys.modules[function.__module__], "OPTIONS", {})  # type: ignore[attr-defined]
     hints = inspect.get_annotations(function, eval_str=True)
     call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "out": str | None, "force": bool}
     return call

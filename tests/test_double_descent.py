@@ -1,0 +1,115 @@
+"""`double-descent`: one run matrix for all axes, noise as asked for, and words that follow the numbers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from modicum.core.errors import UserError
+from modicum.diagnostics._finding import Finding
+from modicum.diagnostics._matrix import Cell, Kept, Matrix, effective, noisy
+from modicum.diagnostics._rows import given
+from modicum.diagnostics.double_descent import double_descent, geometric, stopped
+from modicum.training.many import Member, train
+
+SMALL: dict[str, Any] = {"draws": 3, "epochs": 12, "limit": 100}
+
+
+def at(found: Finding, **place: int) -> dict[str, Any]:
+    return next(row for row in found.rows if all(row[k] == v for k, v in place.items()))
+
+
+def test_all_axes_come_from_one_run_matrix() -> None:
+    found = double_descent(over="width,samples,epochs", values="2,16", **SMALL)
+    assert {(r["width"], r["samples"]) for r in found.rows} >= {(2, 100), (16, 100), (16, 20), (2, 20)}
+    assert list(found.charts) == [
+        "width-error", "width-loss", "width-bias-variance", "samples-error", "samples-loss", "samples-bias-variance",
+        "epochs-error", "epochs-loss",
+    ]  # fmt: skip
+    wide, narrow = at(found, width=16, samples=100, epoch=12), at(found, width=2, samples=100, epoch=12)
+    assert wide["train error"] < narrow["train error"]
+    assert wide["parameters"] == 65 * 16 + 17 * 10
+    for row in (wide, narrow):
+        assert row["test error low"] <= row["test error"] <= row["test error high"]
+        whole = row["squared bias"] + row["squared variance"]
+        assert 0 < whole < 2
+    assert found.png("width-error")[:4] == b"\x89PNG"
+    assert "<img" in found._repr_html_()
+
+
+def test_numbers_and_other_trunks() -> None:
+    found = double_descent("diabetes", values="1,8", label_noise=0.0, **SMALL)
+    assert "squared test error" in found.words
+    assert not any("cross-entropy bias" in row for row in found.rows)
+    layers = double_descent(over="depth", values="1,2", width=8, **SMALL)
+    assert [r["depth"] for r in layers.rows if "parameters" in r] == [1, 2]
+
+
+def test_a_wide_net_fits_noisy_labels_and_says_so() -> None:
+    found = double_descent(values="1,128", label_noise=0.3, draws=3, epochs=150, limit=60, lr=1e-2)
+    last = at(found, width=128, epoch=150)
+    assert last["train error"] <= 0.01
+    assert "are fitted to 1% error from width 128 on" in found.words
+    assert last["early stopping"] <= last["test error"] + 0.05
+
+
+def test_noise_redraws_a_share_of_the_labels_over_all_classes() -> None:
+    labels = np.arange(20000) % 10
+    out = noisy(labels, 10, 0.2, 3)
+    # A redrawn label is the old one in a tenth of the cases.
+    assert abs((out != labels).mean() - 0.18) < 4 * math.sqrt(0.18 * 0.82 / 20000)
+    assert np.array_equal(noisy(labels, 10, 0.0, 3), labels)
+    unlabelled = np.where(labels == 3, -1, labels)
+    assert (noisy(unlabelled, 10, 0.5, 3)[labels == 3] == -1).all()
+
+
+def test_draws_share_no_rows_where_there_are_enough() -> None:
+    rows = given("digits")
+    matrix = Matrix("mlp(norm='none')", [4], [1], [50, 200], [1], 5, 0.0, 1e-3, 32, 0.0, 0)
+    orders = [matrix.drawn(rows, d)[0] for d in range(5)]
+    assert len(np.unique(np.concatenate(orders))) == 1000
+    assert all(np.isin(o, rows.train).all() for o in orders)
+    again = matrix.drawn(rows, 2)[0]
+    assert np.array_equal(again, orders[2])
+
+
+def test_early_stopping_is_chosen_on_other_rows_than_it_is_measured_on() -> None:
+    matrix = Matrix("mlp", [4], [1], [10], [1, 2, 3], 2, 0.0, 1e-3, 32, 0.0, 0)
+    kept = Kept()
+    rng = np.random.default_rng(0)
+    for epoch, level in ((1, 1.0), (2, 0.2), (3, 0.6)):
+        kept.loss[epoch] = level + 0.01 * rng.random((2, 40))
+        kept.error[epoch] = np.full((2, 40), level)
+    assert stopped(kept, matrix) == (2.0, pytest.approx(0.2))
+
+
+def test_effective_parameters_of_features_in_few_directions_are_few() -> None:
+    work = given("digits").work()
+    member = Member(given("digits").train[:200], None, "mlp(depth=0)", steps=1)
+    (reading,) = train([member], work)
+    found = effective(reading.member(0), work, member.rows)
+    assert 10 < found < 10 * 64
+    assert geometric(1, 100, 5) == [1, 3, 10, 32, 100]
+    assert Cell(3, 1, 10)._asdict() == {"width": 3, "depth": 1, "samples": 10}
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "axis": ({"over": "height"}, "--over 'height'"),
+    "noise": ({"label_noise": 1.0}, "--label-noise 1.0: wanted a share"),
+    "width 0": ({"values": "0,4"}, "--values 0,4: wanted whole numbers of at least 1"),
+    "falling": ({"values": "4,2"}, "that rise"),
+    "draws": ({"draws": 1}, "--draws 1"),
+    "too many samples": ({"over": "samples", "values": "10,100000"}, "100,000 samples were asked for"),
+    "encoder": ({"encoder": "convnot"}, "convnot"),
+    "size": ({"data": "wine", "size": 14}, "--size 14: wine holds tables"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_asks_are_refused_by_name(name: str) -> None:
+    options, words = BAD[name]
+    with pytest.raises(UserError, match=words):
+        double_descent(**{**SMALL, **options})
