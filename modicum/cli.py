@@ -85,10 +85,6 @@ HELP = {
     "kind": "objectives, encoders, datasets or methods.",
     "seed": "The seed of everything random.",
     "device": "auto, cpu or cuda.",
-    "features": "relu or cosine.",
-    "widths": "The largest number of features.",
-    "draws": "Independent draws of training rows.",
-    "ridge": "Also show the best ridge at each width.",
     "force": "Replace what is there.",
 }
 SHORT = {"output": ["-o", "--output"], "n": ["-n"]}

@@ -278,7 +278,7 @@ def test_digits_have_a_peak_that_ridge_removes(found: Any) -> None:
 
 def test_unbiased_parts_add_up_to_the_mean_loss(found: Any) -> None:
     """bias² + variance is the mean test loss over draws, exactly."""
-    again = random_features("digits", limit=60, widths=180, label_noise=0.2, draws=3, ridge=False)
+    again = random_features("digits", limit=60, widths=180, label_noise=0.2, draws=3, ridges=0)
     three = [r for r in again.rows if "bias²" in r]
     for row in three:
         # of three draws the median, the least and the largest loss are all there are
@@ -295,10 +295,10 @@ def test_the_same_seed_gives_the_same_and_charts_can_be_drawn(found: Any) -> Non
 
 
 def test_numbers_and_frozen_features(pre: modicum.Run, images: Path) -> None:
-    numbers = random_features("diabetes", limit=40, widths=90, draws=3, features="cosine", ridge=False)
+    numbers = random_features("diabetes", limit=40, widths=90, draws=3, features="cosine", ridges=0)
     assert "test error" not in numbers.rows[0]
     assert numbers.rows[0]["test loss"] == pytest.approx(1, abs=0.3)  # of a standardised number
-    table = random_features(images, run=str(pre.path), limit=8, widths=20, draws=3, ridge=False)
+    table = random_features(images, run=str(pre.path), limit=8, widths=20, draws=3, ridges=0)
     assert table.facts["inputs"] == "frozen"
     assert "frozen features" in table.words
 
@@ -310,6 +310,7 @@ def test_numbers_and_frozen_features(pre: modicum.Run, images: Path) -> None:
         ({"label_noise": -0.1}, "--label-noise -0.1: wanted a share"),
         ({"widths": 0}, "--widths 0: wanted at least 1"),
         ({"draws": 2}, "--draws 2: .* at least 3"),
+        ({"ridges": 2}, "--ridges 2: wanted how many to try, at least 4"),
         ({"limit": 1}, "--limit 1: wanted 2 to"),
         ({"limit": 10_000}, "--limit 10000: wanted 2 to"),
         ({"features": "rbf"}, "unknown --features 'rbf'"),
@@ -359,7 +360,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_widths_below_the_threshold_say_that_they_end() -> None:
-    short = random_features("digits", limit=60, widths=30, draws=3, ridge=False)
+    short = random_features("digits", limit=60, widths=30, draws=3, ridges=0)
     assert short.facts["threshold"] is None
     assert "give more --widths" in short.words
     assert grid(60, 30)[-1] == 30

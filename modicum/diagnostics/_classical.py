@@ -115,6 +115,8 @@ def divide(found: Given, count: int, seed: int) -> Parts:
         )
     train = seeds.numpy(seed, "parts").permutation(found.train)
     codes = found.labels.values
+    if not found.classes and np.ptp(codes[train]) == 0:
+        raise UserError(f"{found.data.name}: every training label is {codes[train[0]]:g}; wanted labels that differ")
     if found.classes:
         train = train[np.argsort(codes[train], kind="stable")]
         counts = np.bincount(codes[train], minlength=found.classes)
@@ -189,7 +191,7 @@ def _asked(over: str | Sequence[float] | None) -> tuple[str | None, list[float] 
     if over is None:
         return None, None
     if not isinstance(over, str):
-        return None, list(over)
+        return None, [over] if isinstance(over, int | float) else list(over)
     name, equals, values = over.partition("=")
     if not equals:
         name, values = (name, "") if name.strip().isidentifier() else ("", name)

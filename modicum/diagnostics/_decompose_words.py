@@ -40,11 +40,7 @@ def decomposed(d: Decomposition, rows: Given) -> str:
     if d.bias.over == "rows":
         said += " With 2 splits the intervals of bias and variance are over test rows only: ask for more --splits."
     if "data" in d.parts:
-        known = {k: v for k, v in d.parts.items() if v.low > 0 and d.variance.mean > 0}
-        shares = [f"{SOURCES[k]} makes {100 * v.mean / d.variance.mean:.0f} %: {v}" for k, v in known.items()]
-        none = [f"{SOURCES[k]} ({v})" for k, v in d.parts.items() if k not in known]
-        said += f" Of the variance, {', '.join(shares)}." if shares else ""
-        said += f" No variance is measurable from {' or '.join(none)}." if none else ""
+        said += _sources(d)
     if d.bias.mean < 0 or d.variance.mean < 0:
         said += " An unbiased estimate may be below 0: it is then as good as 0 within its interval."
     if d.warning:
@@ -56,6 +52,20 @@ def decomposed(d: Decomposition, rows: Given) -> str:
             f"right and take {abs(d.parts['help'].mean):.3g} off where it is wrong."
         )
     return f"{said} {_helps(d, rows)}"
+
+
+def _sources(d: Decomposition) -> str:
+    """What the variance comes from: parts that are known, those that hardly matter, and those that are not known."""
+    whole = max(d.variance.mean, 0.0)
+    small = {k: v for k, v in d.parts.items() if v.high < 0.05 * whole}
+    known = {k: v for k, v in d.parts.items() if v.low > 0 and k not in small}
+    shares = [f"{SOURCES[k]} makes {100 * v.mean / whole:.0f} %: {v}" for k, v in known.items() if whole]
+    said = f" Of the variance, {', '.join(shares)}." if shares else ""
+    if small:
+        said += f" Less than a twentieth comes from {' and from '.join(SOURCES[k] for k in small)}."
+    if rest := [f"{SOURCES[k]} ({d.parts[k]})" for k in d.parts if k not in small and k not in known]:
+        said += f" How much comes from {' and from '.join(rest)} is not known: the interval holds 0."
+    return said
 
 
 def _helps(d: Decomposition, rows: Given) -> str:
@@ -89,7 +99,8 @@ def known(d: Decomposition, size: Size, truth: Truth) -> str:
     return (
         f"Approximation error is exactly 0, as the truth is itself a model of this kind, whose own {TITLE[d.kind]} is "
         f"{d.noise or truth.noise:.3g}, all noise. So at n = {size.n:,} bias and variance together are estimation "
-        f"error: {d.excess}, which more rows lower."
+        f"error: {d.excess}, which more rows lower. Bias is then estimation bias, variance that of "
+        "estimation (which rows) and of optimisation (which start)."
     )
 
 
@@ -114,7 +125,7 @@ def reach(sizes: Sequence[Size], rows: Given, spec: str, noise: float) -> str:
     if lost := [s for s in sizes if not s.converged]:
         worst = max(lost, key=lambda s: s.left)
         said += (
-            f" It is refused where the training loss was still changing by more than {STILL:.0%} of the test loss: at "
-            f"n = {worst.n:,} from {worst.half.mean():.3g} half-way to {worst.end.mean():.3g} at the end. Raise --steps."
+            f" It is refused where the training loss still changed by more than {STILL:.0%} of the test loss: at "
+            f"n = {worst.n:,} from {worst.half.mean():.3g} midway to {worst.end.mean():.3g} at the end: raise --steps."
         )
     return said

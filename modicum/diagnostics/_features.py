@@ -17,8 +17,8 @@ from modicum.maths.intervals import Interval, crossed
 from modicum.maths.random_features import Curve, Draw, Kind, curve, needed
 from modicum.training.many import available
 
-SHARES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""The ridges tried, as shares of the mean squared length of a feature."""
+SHARES = (1e-4, 10.0)
+"""The least and the largest ridge tried, as shares of the mean squared length of a feature."""
 POPULATION = 2000
 """Rows at most from which the theory takes the kernel's eigenvalues and the target."""
 
@@ -31,6 +31,7 @@ class Plan:
     wide: int
     draws: int
     noise: float
+    ridges: int  # how many are tried
     at: np.ndarray  # the widths (a,) with bias and variance, ridge and theory
     seed: int
 
@@ -81,7 +82,7 @@ def check_memory(plan: Plan) -> None:
     free = 0.8 * available(torch.device("cpu"))
 
     def need(wide: int) -> float:
-        return needed(plan.n, wide, m, k, at=a * (plan.draws + 1)) + 32 * POPULATION**2
+        return needed(plan.n, wide, m, k, at=a * (plan.draws + 1 + 3 * plan.ridges)) + 32 * POPULATION**2
 
     if need(plan.wide) <= free:
         return
@@ -114,21 +115,21 @@ def inputs(plan: Plan) -> dict[int, np.ndarray]:
     return dict(zip(index.tolist(), x, strict=True))
 
 
-def measure(plan: Plan, x: dict[int, np.ndarray], ridge: bool) -> Kept:
+def measure(plan: Plan, x: dict[int, np.ndarray]) -> Kept:
     """Fit every draw at every width, and with every ridge."""
     rows, curves, best = plan.rows, [], []
     targets, test = rows.targets(rows.test), np.stack([x[i] for i in rows.test.tolist()])
-    half = np.arange(len(test)) % 2 == 0
+    half, shares = np.arange(len(test)) % 2 == 0, np.geomspace(*SHARES, plan.ridges)
     for d in range(plan.draws):
         own = plan.train(d)
         y = labels(plan, own, d)
         draw = Draw(plan.features, test.shape[1], plan.wide, seeds.fold(plan.seed, "features", d))
         phi, psi = draw(np.stack([x[i] for i in own.tolist()])), draw(test)
         curves.append(curve(phi, y, psi, targets, at=plan.at))
-        if ridge:
+        if plan.ridges:
             unit = float((phi**2).sum(0).mean())
-            tried = [curve(phi, y, psi, targets, ridge=s * unit, at=plan.at).outputs for s in SHARES if unit > 0]
-            best.append(chosen(np.stack(tried), targets, half) if tried else np.full((3, len(plan.at)), np.nan))
+            tried = [curve(phi, y, psi, targets, ridge=s * unit, at=plan.at).outputs for s in shares if unit > 0]
+            best.append(chosen(np.stack(tried), shares, targets, half) if tried else np.full((3, len(plan.at)), np.nan))
     names = ("loss", "error", "share")
     return Kept(curves, {name: np.stack([b[k] for b in best]) for k, name in enumerate(names)} if best else {})
 
@@ -145,7 +146,7 @@ def labels(plan: Plan, own: np.ndarray, draw: int) -> np.ndarray:
     return ((fresh - every.mean()) / max(every.std(), 1e-12))[:, None]
 
 
-def chosen(outputs: np.ndarray, targets: np.ndarray, half: np.ndarray) -> np.ndarray:
+def chosen(outputs: np.ndarray, shares: np.ndarray, targets: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Loss, error and share (3, a) of the ridge that has the least loss on one half of the test rows, on the other."""
     loss = ((outputs - targets) ** 2).sum(-1)  # (ridges, a, m)
     error = (outputs.argmax(-1) != targets.argmax(-1)).astype(float)
@@ -156,7 +157,7 @@ def chosen(outputs: np.ndarray, targets: np.ndarray, half: np.ndarray) -> np.nda
         weight = other.mean()
         out[0] += weight * loss[:, :, other].mean(2)[k, places]
         out[1] += weight * error[:, :, other].mean(2)[k, places]
-        out[2] += np.log(np.array(SHARES)[k]) / 2
+        out[2] += np.log(shares[k]) / 2
     out[2] = np.exp(out[2])
     return out
 

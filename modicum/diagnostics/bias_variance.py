@@ -72,24 +72,20 @@ def bias_variance(
     sums = sizes[-1].sums
     found = [sums.decompose(truth.targets[rows.test], name) for name in losses]
     spread = sums.spread(truth.targets[rows.test]) if rows.classes else None
-    table = [row for one in found for row in _table(one, sizes[-1].n)] + [
-        row for size in sizes for row in _ends(size, rows)
-    ]
+    table = [row for one in found for row in _table(one, sizes[-1].n)]
+    table += [row for size in sizes for row in _ends(size, rows)]
     charts = {"decomposition": _dots(found, rows, sizes[-1].n), "bracket": _curve(sizes, truth, rows, spec)}
-    exact = sums.decompose(truth.targets[rows.test], "cross-entropy" if rows.classes else "squared")
+    by = _losses(None, rows)[0]  # what they were trained by
     said = [words.setting(rows, design, sizes[-1], label_noise, truth), *(words.decomposed(d, rows) for d in found)]
     said += [words.runs(spread, len(rows.test))] if spread else []
-    said += [words.known(exact, sizes[-1], truth) if teacher else words.reach(sizes, rows, spec, label_noise)]
+    if teacher:
+        said.append(words.known(sums.decompose(truth.targets[rows.test], by), sizes[-1], truth))
+    else:
+        said.append(words.reach(sizes, rows, spec, label_noise))
     facts = {
-        "n": sizes[-1].n,
-        "training rows": len(rows.train),
-        "test rows": len(rows.test),
-        "splits": splits,
-        "seeds": seeds,
-        "encoder": spec,
-        "steps": steps,
-        "label noise": label_noise,
-        "teacher": teacher,
+        **{"n": sizes[-1].n, "training rows": len(rows.train), "test rows": len(rows.test)},
+        **{"splits": splits, "seeds": seeds, "encoder": spec, "steps": steps, "batch": batch, "lr": lr},
+        **{"label noise": label_noise, "teacher": teacher},
         "warnings": {d.kind: d.warning for d in found if d.warning},
         "medians": {d.kind: d.medians for d in found},
         "spread of accuracy": spread._asdict() if spread else None,
@@ -158,9 +154,7 @@ def _dots(found: Sequence[Decomposition], rows: Given, n: int) -> Any:
     colours["part of the variance"] = "#eec08d"
     panels = []
     for d in found:
-        values = []
-        for row, (_, group, _) in zip(_table(d, n), _shown(d), strict=True):
-            values.append({**row, "group": group})
+        values = [{**row, "group": group} for row, (_, group, _) in zip(_table(d, n), _shown(d), strict=True)]
         order = [row["part"] for row in values]
         base = alt.Chart(alt.InlineData(values=values), width=440, height=34 * len(values))
         base = base.properties(title=f"{rows.data.name}: {words.TITLE[d.kind]} of models trained on n = {n:,} rows")

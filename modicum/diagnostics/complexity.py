@@ -14,8 +14,14 @@ from modicum.diagnostics._classical import POWERS, Family, Parts, choose, divide
 from modicum.diagnostics._finding import Finding, lines
 from modicum.diagnostics._rows import given
 from modicum.maths.intervals import crossed, linearised
-from modicum.maths.peak import Peak, peak, rise
+from modicum.maths.peak import Peak, peak, rise, varies
 
+OPTIONS = {
+    "model": "tree (leaves), depth, knn, forest, boosting, polynomial, or a scikit-learn estimator such as "
+    "sklearn.svm.SVC.",
+    "over": "Values of its complexity such as 1,2,5, or PARAMETER=VALUES for an estimator of scikit-learn.",
+    "seeds": "Disjoint parts of the training rows, each with its own models.",
+}
 TEXTBOOK, BEYOND = "classical", "second descent"
 
 
@@ -80,7 +86,7 @@ def _row(panel: str, family: Family, value: float, parts: Parts) -> dict[str, An
     variance = float(out.var(0, ddof=1).sum(1).mean())
     row = {"panel": panel, "model": family.name, "complexity": family.at(value), "value": float(value)}
     if panel == BEYOND:  # losses near the threshold have no mean: the geometric one over the parts
-        inside = crossed(linearised(np.log, loss))
+        inside = crossed(linearised(lambda mean: np.log(np.maximum(mean, 1e-300)), loss))
         row |= dict(zip(("test", "low", "high"), np.exp([inside.mean, inside.low, inside.high]).tolist(), strict=True))
     else:
         inside = crossed(loss)
@@ -95,7 +101,8 @@ def _row(panel: str, family: Family, value: float, parts: Parts) -> dict[str, An
 def _shape(rows: list[dict[str, Any]], curves: np.ndarray) -> Peak | None:
     """Whether the test loss has a peak, on its logarithm: losses near the threshold span orders of magnitude."""
     at = [r["complexity"] for r in rows]
-    return peak(at, np.log(np.maximum(curves, 1e-300))) if len(at) > 2 and np.ptp(curves, axis=0).any() else None
+    logs = np.log(np.maximum(curves, 1e-300))
+    return peak(at, logs) if len(at) > 2 and varies(logs) else None
 
 
 def _panels(rows: list[dict[str, Any]], family: Family, beyond: Family, curves: tuple[str, ...]) -> Any:
@@ -103,7 +110,9 @@ def _panels(rows: list[dict[str, Any]], family: Family, beyond: Family, curves: 
     charts = []
     for panel, own in ((TEXTBOOK, family), (BEYOND, beyond)):
         mine = [r for r in rows if r["panel"] == panel]
-        floor = min(r["low"] if r["low"] > 0 else r["test"] for r in mine) / 4 if panel == BEYOND else -math.inf
+        steep = max(r["test"] for r in mine) > 30 * max(min(r["test"] for r in mine), 1e-300)
+        tall = panel == BEYOND or (steep and all(r["test"] > 0 for r in mine))
+        floor = min(r["low"] if r["low"] > 0 else r["test"] for r in mine) / 4 if tall else -math.inf
         points = []
         for curve in curves:
             # Gaps where a curve is below the floor: train losses of 1e-28 would rule the logarithmic axis.
@@ -112,7 +121,7 @@ def _panels(rows: list[dict[str, Any]], family: Family, beyond: Family, curves: 
                 band = (r["low"], r["high"]) if curve == "test" else (r[curve], r[curve])
                 points.append({"x": r["complexity"], "loss": r[curve], "low": band[0], "high": band[1], "curve": curve})
         spread = mine[-1]["complexity"] / max(mine[0]["complexity"], 1e-9) > 30 and mine[0]["complexity"] > 0
-        log = ("x" if spread or panel == BEYOND else "") + ("y" if panel == BEYOND else "")
+        log = ("x" if spread or panel == BEYOND else "") + ("y" if tall else "")
         rules = {"D = n": own.threshold} if panel == BEYOND else None
         heading = (
             f"{family.name}: the classical picture" if panel == TEXTBOOK else "least squares: beyond interpolation"
@@ -138,9 +147,9 @@ def _words(
     what = "squared loss of the probabilities" if parts.classes else "squared error in units of the labels' variance"
     text = (
         f"Each of {facts['seeds']} disjoint parts of {facts['rows']} training rows of {facts['data']} trained a model "
-        f"of every complexity; all were tested on {facts['test_rows']} rows ({what}; 95 % intervals over parts and "
-        f"test rows). {family.name}: the test loss is lowest, {best['test']:.3g} [{best['low']:.3g}, {best['high']:.3g}], at "
-        f"{_at(family, best)}"
+        f"of every complexity; all were tested on {facts['test_rows']} rows ({what}; 95 % intervals over "
+        f"parts and test rows). {family.name}: the test loss is lowest, {best['test']:.3g} "
+        f"[{best['low']:.3g}, {best['high']:.3g}], at {_at(family, best)}"
     )
     text += _textbook(left, best, last, tables[TEXTBOOK], shapes[TEXTBOOK], family)
     first = min((r for r in right if r["complexity"] < 0.8 * facts["second_rows"]), key=lambda r: r["test"])
@@ -180,7 +189,7 @@ def _textbook(
 ) -> str:
     """What the first panel shows: a U, a peak, or only a fall."""
     if len(left) < 3 or shape is None:
-        return f", of {len(left)} values: too few to tell its shape."
+        return f"; {len(left)} values are too few, or vary too little, to tell a shape."
     if shape.found:
         return (
             f", but there is a peak at {shape.at:g}: {math.exp(shape.height):.3g} times the loss before and after it "
@@ -191,9 +200,10 @@ def _textbook(
     if up.found:
         share = (last["variance"] - best["variance"]) / max(last["test"] - best["test"], 1e-12)
         blame = " (variance, which grows, is why)" if share > 0.5 else ""
+        name = "nothing but a rise, which" if best is left[0] else "the U-shape, with a rise that"
         return (
-            f", and rises from there to {last['test']:.3g} at {_at(family, last)} {train}: the U-shape, with a rise "
-            f"that is beyond noise (p = {up.p:.2g}){blame}."
+            f", and rises from there to {last['test']:.3g} at {_at(family, last)} {train}: {name} is beyond noise "
+            f"(p = {up.p:.2g}){blame}."
         )
     return (
         f"; no rise after it is beyond noise (p = {up.p:.2g}), {train}: more complexity has not measurably hurt here."

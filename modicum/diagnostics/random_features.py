@@ -11,7 +11,6 @@ import numpy as np
 
 from modicum.core.errors import UserError, unknown
 from modicum.diagnostics._features import (
-    SHARES,
     Kept,
     Plan,
     check_memory,
@@ -28,6 +27,15 @@ from modicum.diagnostics._rows import given
 from modicum.maths.peak import Peak, peak
 from modicum.maths.random_features import KINDS
 
+OPTIONS = {
+    "run": "A run of modicum pretrain, whose frozen features are taken instead of plain inputs.",
+    "features": "relu or cosine.",
+    "limit": "Training rows of a draw; default as many as keep draws disjoint, at most 500.",
+    "widths": "The largest number of features; default 4 times the training rows.",
+    "draws": "Independent draws of training rows, noise and features.",
+    "label_noise": "The share of training labels that are redrawn at random.",
+    "ridges": "How many ridges are tried at every width, at least 4; 0 for none.",
+}
 GAP = 0.1
 """What is nearer to the threshold than this share of it is left out of how far theory and measurement are apart."""
 
@@ -44,15 +52,16 @@ def random_features(
     widths: int | None = None,
     draws: int = 6,
     label_noise: float = 0.0,
-    ridge: bool = True,
+    ridges: int = 6,
     seed: int = 0,
 ) -> Finding:
     """Show the test error of least squares on random features at every width, past the point where all rows are fitted.
 
     Each of `draws` draws has its own `limit` training rows (default: as many as keep draws disjoint, at most 500), its
     own noise and own `features`, relu or cosine (Belkin et al. 2019), of plain inputs or of a run's frozen features;
-    `widths` is the largest (default 4 times the rows). With `ridge` the best of several ridges is drawn beside it.
-    Losses are squared errors summed over one-hot classes, or of the standardised number.
+    `widths` is the largest (default 4 times the rows). The best of so many `ridges`, chosen on half of the test rows
+    and measured on the other, is drawn beside it. Losses are squared errors, summed over one-hot classes or of the
+    standardised number. With classes, redrawn labels are uniform over all of them.
     """
     began = time.perf_counter()
     if features not in KINDS:
@@ -63,13 +72,17 @@ def random_features(
         raise UserError(f"--widths {widths}: wanted at least 1, the largest number of features")
     if not 0 <= label_noise < 1:
         raise UserError(f"--label-noise {label_noise}: wanted a share of the labels from 0 to below 1")
+    if ridges != 0 and ridges < 4:
+        raise UserError(
+            f"--ridges {ridges}: wanted how many to try, at least 4 (they span 5 powers of ten), or 0 for none"
+        )
     rows = given(data, run=run, label=label, split=split, group=group, most_tests=2000, seed=seed)
     n = count(rows, limit, draws)
     wide = widths or 4 * n
-    plan = Plan(rows, features, n, wide, draws, label_noise, grid(n, wide), seed)
+    plan = Plan(rows, features, n, wide, draws, label_noise, ridges, grid(n, wide), seed)
     check_memory(plan)
     x = inputs(plan)
-    kept = measure(plan, x, ridge)
+    kept = measure(plan, x)
     table = summary(plan, kept, predicted(plan, x, kept.curves))
     tested = test_peak(plan, kept)
     facts = about(plan, kept, table, tested) | {"seconds": round(time.perf_counter() - began, 1)}
@@ -111,7 +124,10 @@ def test_peak(plan: Plan, kept: Kept) -> Peak | str:
         return "the widths end before twice the training rows"
     at = np.array(widths) - 1
     scores = np.stack([c.error[at] if plan.rows.classes else np.log(c.loss[at]) for c in kept.curves])
-    return peak(np.array(widths, float), scores)
+    try:
+        return peak(np.array(widths, float), scores)
+    except UserError as error:  # few test rows, on which all draws do the same
+        return str(error)
 
 
 def about(plan: Plan, kept: Kept, table: list[dict[str, Any]], tested: Peak | str) -> dict[str, Any]:
@@ -134,6 +150,7 @@ def about(plan: Plan, kept: Kept, table: list[dict[str, Any]], tested: Peak | st
         "features": plan.features,
         "inputs": "plain" if plan.rows.model is None else "frozen",
         "label noise": plan.noise,
+        "ridges": plan.ridges,
         "largest width": plan.wide,
         "threshold": rank if rank <= plan.wide else None,
         "confidence of the intervals of medians": round(middle(np.zeros(plan.draws))[3], 3),
@@ -242,8 +259,8 @@ def _curve(plan: Plan, table: list[dict[str, Any]], tested: Peak | str, facts: d
     if facts["heavy tails at widths"]:
         wide = facts["heavy tails at widths"]
         said.append(
-            f"At widths {wide[0]:,} to {wide[-1]:,} some draws are more than 3 times as bad as the median: tails are "
-            "heavy, and means over draws say little there."
+            f"At {len(wide)} of {len(plan.at)} widths looked at, from {wide[0]:,} to {wide[-1]:,}, some draws are more "
+            "than 3 times as bad as the median: tails are heavy, and means over draws say little there."
         )
     return said
 
@@ -267,7 +284,7 @@ def _means(plan: Plan, table: list[dict[str, Any]], facts: dict[str, Any]) -> li
         a, b = best[f"best ridge {name}"], plain[f"test {name}"]
         place = min(at, key=lambda r: abs(r["width"] - (rank or plan.wide)))
         said.append(
-            f"With the best of {len(SHARES)} ridges, chosen on half of the test rows and measured on the other, the "
+            f"With the best of {plan.ridges} ridges, chosen on half of the test rows and measured on the other, the "
             f"test {name} at width {place['width']:,} is {place[f'best ridge {name}']:.3g} and the lowest is {a:.3g} "
             f"(width {best['width']:,}), against {b:.3g} without (width {plain['width']:,})."
         )

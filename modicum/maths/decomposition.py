@@ -40,9 +40,9 @@ class Decomposition:
     """loss = noise + bias + variance, exactly, each a mean over rows with its 95 % interval.
 
     `excess` is bias + variance, `balance` bias - variance. `parts` add up to the variance: "data", "initialisation"
-    and "interaction" where blocks share seeds, "harm" and "help" for the 0-1 loss. `rows` holds loss, bias and variance (n,) of every row.
-    `warning` says what dominates a mean that few rows or models make up; `medians` are then better, of the rows' loss,
-    bias and variance and of the models' loss ("model").
+    and "interaction" where blocks share seeds, "harm" and "help" for the 0-1 loss. `rows` holds loss, bias and variance
+    (n,) of every row. `warning` says what dominates a mean that few rows or models make up; `medians` are then better,
+    of the rows' loss, bias and variance and of the models' loss ("model").
     """
 
     kind: Loss
@@ -233,7 +233,7 @@ def _estimate(sums: Stack, y: np.ndarray, loss: Loss) -> dict[str, np.ndarray]:
     noise, variance = np.zeros(len(y)), moments.square - moments.free
     if loss == "squared":
         noise = 1 - (y**2).sum(-1) if name == "p" else noise
-        parts = _factors(sums, sums.of[name], 1.0, variance)
+        parts = _factors(sums, moments)
     elif loss == "cross-entropy":
         noise = -xlogy(y, y).sum(-1)
         variance = _information(sums, moments)
@@ -266,24 +266,25 @@ def _information(sums: Stack, moments: Moments) -> np.ndarray:
     return information
 
 
-def _factors(sums: Stack, values: np.ndarray, scale: float, variance: np.ndarray) -> dict[str, np.ndarray]:
-    """Data x initialisation analysis of variance, where models share blocks and seeds: its parts add to `variance`."""
-    moments = sums.moments(values)
+def _factors(sums: Stack, moments: Moments) -> dict[str, np.ndarray]:
+    """Data x initialisation analysis of variance, where models share blocks and seeds."""
     if (sums.counts > 1).any() or moments.free is None or moments.data is None or moments.seed is None:
         return {}
-    data, seed = scale * (moments.data - moments.free), scale * (moments.seed - moments.free)
-    return dict(zip(FACTORS, (data, seed, variance - data - seed), strict=True))
+    data, seed = moments.data - moments.free, moments.seed - moments.free
+    return dict(zip(FACTORS, (data, seed, moments.square - moments.free - data - seed), strict=True))
 
 
 def _curved_factors(sums: Stack, variance: np.ndarray) -> dict[str, np.ndarray]:
-    """The same for cross-entropy, whose variance is to second order that of the logits in the curvature of softmax."""
+    """The same for cross-entropy, whose variance is to second order that of the logits in the curvature of softmax.
+
+    Scaled so that their means over rows add up to that of the variance, which their rows do not.
+    """
     middle = softmax(sums.mean("z"), axis=-1)
     z = sums.of["z"]
     bent = np.sqrt(middle) * (z - (z * middle).sum(-1, keepdims=True))
-    moments = sums.moments(bent)
-    if moments.free is None or (spread := float((moments.square - moments.free).sum())) <= 0:
-        return {}
-    return _factors(sums, bent, float(variance.sum()) / spread, variance)
+    parts = _factors(sums, sums.moments(bent))
+    spread = float(sum(part.sum() for part in parts.values()))
+    return {k: part * (variance.sum() / spread) for k, part in parts.items()} if spread > 0 else {}
 
 
 def _interval(values: np.ndarray, left: Sequence[np.ndarray | None]) -> Interval:

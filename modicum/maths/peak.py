@@ -118,14 +118,19 @@ def differences(table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     own = np.diag(covariance)
     variance = np.maximum(own[:, None] + own[None] - 2 * covariance, 0.0)
     pairs = variance[np.triu_indices(points, 1)]
-    real = pairs[pairs > 1e-24 * max(float((table**2).max()), 1e-300)]
-    if not len(real):
+    if not varies(table):
         raise UserError(
             "all repeats have the same curve (but for a constant): wanted repeats that differ in seed or training "
             "rows, or nothing is known of the noise"
         )
-    variance = np.maximum(variance, np.median(real) / 4)
+    variance = np.maximum(variance, np.median(pairs[pairs > 1e-9 * pairs.max()]) / 4)
     return mean[None] - mean[:, None], np.sqrt(variance / repeats)
+
+
+def varies(table: np.ndarray) -> bool:
+    """Whether the repeats' curves (repeats, points) differ by more than a constant: else nothing can be tested."""
+    shape = table - table.mean(1, keepdims=True)
+    return bool(np.abs(shape - shape.mean(0)).max() > 1e-12 * max(float(np.abs(table).max()), 1e-150))
 
 
 def checked(x: Sequence[float] | np.ndarray, scores: np.ndarray, least: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ from scipy.special import stdtrit
 from modicum.core import seeds
 from modicum.core.errors import UserError
 from modicum.maths.intervals import Interval, Over, mean_squares
-from modicum.maths.peak import checked, peak, rise
+from modicum.maths.peak import checked, peak, rise, varies
 
 LEAST = 4
 """Sizes a fit of three parameters needs."""
@@ -113,12 +113,12 @@ def fit(sizes: Sequence[float] | np.ndarray, scores: np.ndarray, *, seed: int = 
     if found := problem(n, curves):
         raise IllBehaved(found)
     weights = 1 / _smoothed(n, curves)
-    best = _least_squares(n, curves.mean(0)[None], weights)
+    best = _least_squares(n, curves.mean(0)[None], weights, bounded=True, finer=7)
     if found := _missed(n, curves, best[0]):
         raise IllBehaved(found)
     # The offset of a draw may be below 0: a bound would push the other two to one side of the truth, and their
     # intervals off it (82 instead of 95 % for the rate, at an offset of 0).
-    draws = _least_squares(n, plausible(table, seed=seed), weights, bounded=False)
+    draws = _least_squares(n, plausible(table, seed=seed), weights, bounded=False, finer=3)
     over: Over = "seeds and rows" if table.ndim == 3 else "splits"
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
 
@@ -144,6 +144,8 @@ def problem(sizes: np.ndarray, curves: np.ndarray) -> str:
     """Why the mean of curves (repeats, sizes) is no learning curve that a power law describes; "" where it may be."""
     if len(sizes) < LEAST:
         return f"{len(sizes)} sizes: a power law with offset needs at least {LEAST}"
+    if not varies(curves):
+        return "all repeats have the same errors: nothing is known of the noise"
     if (found := peak(sizes, curves)).found:
         return f"the curve has {found}: more rows first hurt (double descent), which a power law cannot follow"
     if (up := rise(sizes, curves)).found:
@@ -207,37 +209,43 @@ def _smoothed(n: np.ndarray, curves: np.ndarray) -> np.ndarray:
     return out
 
 
-def _least_squares(n: np.ndarray, curves: np.ndarray, weights: np.ndarray, bounded: bool = True) -> np.ndarray:
+def _least_squares(n: np.ndarray, curves: np.ndarray, weights: np.ndarray, *, bounded: bool, finer: int) -> np.ndarray:
     """Least squares' (scale, rate, offset) (count, 3) over curves (count, sizes); scale >= 0, offset too if bounded.
 
-    For a rate the other two are linear: the rate is searched on a grid that is refined seven times.
+    For a rate the other two are linear: the rate is searched on a grid, that is made ten times finer `finer` times.
     """
     w = weights / weights.sum()
-    grid = np.broadcast_to(np.geomspace(*RATES, 81), (len(curves), 81))
-    for _ in range(8):
-        # Sizes in units of the geometric mean, so that the two columns are of like size at any rate.
-        centre = math.exp(float(w @ np.log(n)))
-        x = (n / centre) ** -grid[..., None]
-        loss, scale, offset = _two(x, curves[:, None], w, bounded)
+    centre = math.exp(float(w @ np.log(n)))  # sizes in units of it, so that both columns are of like size at any rate
+    row = np.arange(len(curves))
+    grid = np.geomspace(*RATES, 81)[None]
+    for level in range(finer + 1):
+        x = np.exp(-grid[..., None] * np.log(n / centre))
+        loss, scale, offset = _two(x, curves, w, bounded)
         k = loss.argmin(1)
-        row = np.arange(len(curves))
-        best = np.stack([scale[row, k] * centre ** grid[row, k], grid[row, k], offset[row, k]], 1)
-        low, high = grid[row, np.maximum(k - 1, 0)], grid[row, np.minimum(k + 1, grid.shape[1] - 1)]
-        grid = np.geomspace(low, high, 21, axis=1)
-    return best
+        grid = np.broadcast_to(grid, loss.shape)
+        rate = grid[row, k]
+        if level < finer:
+            grid = np.geomspace(
+                grid[row, np.maximum(k - 1, 0)], grid[row, np.minimum(k + 1, grid.shape[1] - 1)], 21, axis=1
+            )
+    return np.stack([scale[row, k] * centre**rate, rate, offset[row, k]], 1)
 
 
 def _two(x: np.ndarray, y: np.ndarray, w: np.ndarray, bounded: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Least squares of y = scale x + offset along the last axis, scale >= 0: the loss, scale and offset."""
-    x = np.broadcast_arrays(x, y)[0]
-    mx, my = x @ w, y @ w
-    away = x - mx[..., None]
-    scale = np.maximum((away * (y - my[..., None])) @ w / np.maximum(away**2 @ w, 1e-300), 0.0)
-    offset = my - scale * mx
+    """Least squares of y (count, sizes) = scale x + offset, with x (count or 1, grid, sizes).
+
+    Returns loss, scale and offset, each (count, grid).
+    """
+    sx, sxx = x @ w, x**2 @ w
+    sy, syy = (y @ w)[:, None], (y**2 @ w)[:, None]
+    sxy = np.matmul(x, (y * w)[:, :, None])[..., 0] if len(x) > 1 else (y * w) @ x[0].T
+    scale = np.maximum((sxy - sx * sy) / np.maximum(sxx - sx**2, 1e-300), 0.0)
+    offset = sy - scale * sx
     if bounded:
-        through = np.maximum((x * y) @ w / np.maximum(x**2 @ w, 1e-300), 0.0)
+        through = np.maximum(sxy / sxx, 0.0)
         scale, offset = np.where(offset < 0, through, scale), np.maximum(offset, 0.0)
-    return (y - scale[..., None] * x - offset[..., None]) ** 2 @ w, scale, offset
+    loss = syy + scale**2 * sxx + offset**2 - 2 * (scale * sxy + offset * sy - scale * offset * sx)
+    return loss, scale, offset
 
 
 def _reach(laws: np.ndarray, error: float) -> np.ndarray:

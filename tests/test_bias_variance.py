@@ -1,0 +1,186 @@
+"""`diagnose bias-variance`: what a convex model must show, a known truth, the bracket, disjoint splits, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small
+
+from modicum import Run
+from modicum.core.errors import UserError, Warned
+from modicum.diagnostics._decompose import disjoint
+from modicum.diagnostics._finding import Finding
+from modicum.diagnostics._rows import given
+from modicum.diagnostics.bias_variance import bias_variance
+from modicum.verbs.diagnose import diagnose
+
+LINEAR: dict[str, Any] = {"encoder": "mlp(depth=0)", "batch": 400, "lr": 0.1}
+
+
+def values(found: Finding, loss: str) -> dict[str, float]:
+    """Values of the decomposition of a loss by the words of its parts."""
+    ends = ("training loss", "test loss")
+    return {r["part"]: r["value"] for r in found.rows if r["loss"] == loss and not r["part"].startswith(ends)}
+
+
+def bracket(found: Finding, end: str) -> dict[int, float]:
+    return {r["n"]: r["value"] for r in found.rows if r["part"] == end}
+
+
+def table(path: Path, n: int = 120, **more: Any) -> Path:
+    return small.csv(path, small.columns(n, **more))
+
+
+@pytest.fixture(scope="module")
+def digits() -> Finding:
+    return bias_variance("digits", loss="all", limit=240, splits=3, steps=120)
+
+
+def test_every_loss_adds_up_and_says_the_n_that_is_decomposed(digits: Finding) -> None:
+    for loss in ("squared", "cross-entropy", "zero-one"):
+        own = values(digits, loss)
+        assert own["bias"] + own["variance"] == pytest.approx(own["loss"], abs=1e-12)
+        assert sum(v for k, v in own.items() if k.startswith("variance:")) == pytest.approx(own["variance"], abs=1e-12)
+        assert own["loss"] > 0.01
+    assert {r["n"] for r in digits.rows if r["part"] == "bias"} == {80} == {digits.facts["n"]}
+    assert "3 disjoint parts of the 240 training rows of digits, the same 2 initialisations" in digits.words
+    assert "trained on n = 80 rows" in digits.words
+    accuracy = digits.facts["spread of accuracy"]["accuracy"]
+    assert values(digits, "zero-one")["loss"] == pytest.approx(1 - accuracy)
+    assert all(r["low"] <= r["value"] <= r["high"] for r in digits.rows)
+    assert set(digits.charts) == {"decomposition", "bracket"}
+    assert all(digits.png(name).startswith(b"\x89PNG") for name in digits.charts)
+
+
+def test_it_is_a_function_of_its_seed() -> None:
+    one, same, other = (bias_variance("digits", limit=60, splits=2, seeds=1, steps=5, seed=s) for s in (0, 0, 1))
+    assert [r["value"] for r in one.rows] == pytest.approx([r["value"] for r in same.rows], rel=1e-3)
+    assert values(one, "cross-entropy")["loss"] != pytest.approx(values(other, "cross-entropy")["loss"], rel=1e-3)
+
+
+def test_a_convex_model_owes_nothing_to_its_initialisation() -> None:
+    found = bias_variance("diabetes", splits=3, steps=250, **LINEAR)
+    own = values(found, "squared")
+    assert own["variance: which rows"] == pytest.approx(own["variance"], rel=1e-3)
+    assert abs(own["variance: which start"]) < 1e-3 * own["variance"]
+    assert abs(own["variance: both together"]) < 1e-3 * own["variance"]
+    assert "Less than a twentieth comes from which start they had and from both together" in found.words
+    # Least squares on each split, which the models must have come to.
+    rows = given("diabetes")
+    x = np.c_[rows.features(np.arange(len(rows.labels.values))), np.ones(len(rows.labels.values))].astype(float)
+    losses = []
+    for part in disjoint(rows, 3, 0, None):
+        w = np.linalg.lstsq(x[part], rows.labels.values[part], rcond=None)[0]
+        losses.append(np.square(x[part] @ w - rows.labels.values[part]).mean())
+    assert bracket(found, "training loss")[found.facts["n"]] == pytest.approx(np.mean(losses), rel=1e-3)
+    assert "The lower end takes it" not in found.words, "the lowest loss of a convex model is found"
+
+
+def test_the_bracket_holds_a_truth_that_is_known() -> None:
+    found = bias_variance("digits", teacher=True, label_noise=0.3, limit=600, splits=3, seeds=1, steps=250, **LINEAR)
+    own = values(found, "cross-entropy")
+    assert own["noise"] + own["bias"] + own["variance"] == pytest.approx(own["loss"], abs=1e-12)
+    low, high = bracket(found, "training loss"), bracket(found, "test loss")
+    assert list(low) == list(high) == [50, 100, 200]
+    for n in low:
+        assert low[n] < own["noise"] < high[n]
+    excess = own["loss"] - own["noise"]
+    assert f"whose own cross-entropy is {own['noise']:.3g}, all noise" in found.words
+    said = float(found.words.rpartition("estimation error: ")[2].split()[0])
+    assert said == pytest.approx(excess, abs=0.06)
+    clean = bias_variance("digits", teacher=True, limit=600, splits=3, seeds=1, steps=60, loss="all", **LINEAR)
+    assert values(clean, "zero-one").get("noise", 0) < 0.05 < 0.25 < own["noise"]
+
+
+def test_a_teacher_of_numbers_has_the_noise_asked_for() -> None:
+    found = bias_variance("diabetes", teacher=True, label_noise=0.5, splits=3, seeds=1, steps=120, **LINEAR)
+    low, high = bracket(found, "training loss"), bracket(found, "test loss")
+    n = found.facts["n"]
+    noise = float(found.words.partition("whose own squared loss is ")[2].partition(",")[0])
+    assert low[n] < noise < high[n]
+    assert values(found, "squared")["loss"] < high[n] - 0.5 * noise, "the decomposition is against the truth without it"
+
+
+def test_the_lower_end_is_refused_where_training_has_not_converged() -> None:
+    found = bias_variance("digits", limit=400, splits=2, seeds=1, steps=30, **{**LINEAR, "lr": 0.003})
+    assert not bracket(found, "training loss")
+    assert len(bracket(found, "training loss, not converged")) == 3
+    assert "no lower end to" in found.words
+    assert "raise --steps" in found.words
+    assert "With 2 splits the intervals of bias and variance are over test rows only" in found.words
+
+
+def test_noisy_labels_cost_but_are_not_what_is_tested_on() -> None:
+    how: dict[str, Any] = {"limit": 240, "splits": 3, "seeds": 1, "steps": 120}
+    clean, noisy = bias_variance("digits", **how), bias_variance("digits", label_noise=0.4, **how)
+    n = clean.facts["n"]
+    assert values(noisy, "cross-entropy")["variance"] > 2 * values(clean, "cross-entropy")["variance"]
+    assert bracket(clean, "test loss")[n] == pytest.approx(values(clean, "cross-entropy")["loss"])
+    assert bracket(noisy, "test loss")[n] > values(noisy, "cross-entropy")["loss"]
+    assert "40% of the labels were redrawn" in noisy.words
+
+
+def test_a_head_on_the_frozen_features_of_a_run(images: Path, pre: Run) -> None:
+    found = bias_variance(images, run=pre, splits=2, steps=20)
+    assert found.facts["encoder"] == "mlp(depth=0)"
+    assert "a head on a run's frozen features" in found.words
+
+
+def test_other_encoders(images: Path) -> None:
+    found = bias_variance(images, encoder="convnet(width=8, stages=1)", splits=2, seeds=1, steps=4, batch=8)
+    assert np.isfinite([r["value"] for r in found.rows]).all()
+
+
+def test_from_the_verb_with_files(tmp_path: Path) -> None:
+    found = diagnose("bias-variance", table(tmp_path / "t.csv"), out=tmp_path / "out", splits=3, seeds=1, steps=10)
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {"rows.parquet", "bracket.svg", "decomposition.png"}
+    assert found.facts["splits"] == 3
+
+
+def test_splits_are_disjoint_and_stratified_and_keep_groups_whole(tmp_path: Path) -> None:
+    rows = given("digits")
+    parts = disjoint(rows, 4, 0, None)
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(rows.train))
+    counts = np.array([np.bincount(rows.labels.values[p], minlength=10) for p in parts])
+    assert np.ptp(counts, 0).max() <= 1
+    assert np.ptp(list(map(len, parts))) <= 1
+    assert not np.array_equal(parts[0], disjoint(rows, 4, 1, None)[0])
+    patients = [f"p{k % 17}" for k in range(120)]
+    rows = given(table(tmp_path / "t.csv", patient=patients), group="patient")
+    parts = disjoint(rows, 3, 0, "patient")
+    owners = [{patients[i] for i in part} for part in parts]
+    assert not owners[0] & owners[1]
+    assert not owners[0] & owners[2]
+    assert not owners[1] & owners[2]
+    assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(rows.train))
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    def error(message: str, data: Any = "digits", **how: Any) -> None:
+        with pytest.raises(UserError, match=message):
+            bias_variance(data, **{"steps": 4, **how})
+
+    error("--splits 1: .* at least 2 sets of training rows", splits=1)
+    error("--seeds 0, --steps 4: wanted at least 1 and 2", seeds=0)
+    error("--steps 1:", steps=1)
+    error("1257 training rows in --splits 1000: a model needs at least 2 rows; ask for fewer", splits=1000)
+    error("--label-noise 1.5", label_noise=1.5)
+    error("--label-noise -1", label_noise=-1, teacher=True)
+    error("unknown --loss 'hinge'; valid: ", loss="hinge")
+    error("--loss zero-one is for classes; the label of diabetes is a number", "diabetes", loss="zero-one")
+    error("unknown trunk 'mlpp'", encoder="mlpp()")
+    labels = ["rare"] * 3 + ["a"] * 60 + ["b"] * 57
+    path = table(tmp_path / "rare.csv", label=labels)
+    error(r"class rare is missing from split \d of 4 \(it has 2 training row\(s\)\): ask for fewer --splits", path)
+    path = table(tmp_path / "groups.csv", patient=[k % 3 for k in range(120)])
+    error("2 group.s. of training rows for --splits 4", path, group="patient")
+    path = table(tmp_path / "infinite.csv", num=[float("inf") if k == 7 else float(k) for k in range(120)])
+    error("column 'num' is infinite", path)
+
+
+def test_training_that_diverges_is_an_error() -> None:
+    with pytest.raises(UserError, match=r"not finite: its training diverged \(lower --lr\)"), pytest.warns(Warned):
+        bias_variance("diabetes", lr=1e12, steps=10, splits=2)
