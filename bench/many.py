@@ -39,15 +39,19 @@ class Case:
     optimizer: str = "sgd"
 
 
+WIDTHS = np.geomspace(1, 512, 60).round().astype(int).tolist()
+"""Evenly spaced in their logarithm, as curves against width have them; the narrowest occur several times."""
 CASES = [
-    Case("256 of 20-32-2", 20, [32] * 256, 2, 64, 50),
-    Case("128 of 64-64-10", 64, [64] * 128, 10, 128, 12),
+    Case("256 of 20-32-2", 20, [32] * 256, 2, 64, 50, shared=True),
+    Case("128 of 64-64-10", 64, [64] * 128, 10, 128, 12, shared=True),
     Case("64 of 784-64-10, one order of batches", 784, [64] * 64, 10, 128, 3.5, shared=True),
     Case("64 of 784-64-10, batches of their own", 784, [64] * 64, 10, 128, 3),
-    Case("60 widths 1..512 of 784-w-10", 784, np.linspace(1, 512, 60).astype(int).tolist(), 10, 128, 2.3, shared=True),
-    Case("60 widths 1..512 of 64-w-10", 64, np.linspace(1, 512, 60).astype(int).tolist(), 10, 128, 5, shared=True),
+    Case("60 widths 1..512 of 784-w-10", 784, WIDTHS, 10, 128, 2.3, shared=True),
+    Case("60 widths 1..512 of 64-w-10", 64, WIDTHS, 10, 128, 5, shared=True),
     Case("16 convnets 28x28, group norm", 784, [16] * 16, 10, 64, 1.1, convnet=True),
-    Case("256 of 20-32-2, AdamW", 20, [32] * 256, 2, 64, 50, optimizer="adamw"),
+    Case("256 of 20-32-2, batches of their own", 20, [32] * 256, 2, 64, 1),
+    Case("128 of 64-64-10, batches of their own", 64, [64] * 128, 10, 128, 1),
+    Case("256 of 20-32-2, AdamW", 20, [32] * 256, 2, 64, 50, shared=True, optimizer="adamw"),
 ]
 ROWS = 4096
 

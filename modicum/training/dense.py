@@ -135,7 +135,10 @@ class Dense(Stack):
         return x.flatten(1).to(self.work.dtype)
 
     def read(self, rows: np.ndarray) -> Batch:
-        return {"x": self.flat[torch.from_numpy(self.place[rows]).to(self.flat.device)]}
+        at = torch.from_numpy(self.place[rows.ravel()]).to(self.flat.device)
+        x = self.room("x", len(at), self.flat.shape[1])
+        torch.index_select(self.flat, 0, at, out=x)
+        return {"x": x.view(*rows.shape, -1)}
 
     def publish(self) -> None:
         for p, grad in zip(self.parameters(), self.grads, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 import warnings
@@ -37,6 +38,8 @@ from modicum.training.work import Work as Work
 
 WASTE = 0.25
 """The share of a stack's units that may be padding."""
+BUCKET = 4e6
+"""Multiplications that take about as long as it takes to start the products of one more bucket."""
 HEAVY = 2e7
 """Multiplications of a member's step from which the plain loop may be as fast as one product."""
 SAVE_EVERY = 30.0
@@ -179,25 +182,26 @@ def _dense(numbers: list[int], members: Sequence[Member], shapes: dict[str, Any]
         for i in own:
             by_steps.setdefault(members[i].steps if key[2] == 1 else 0, []).append(i)
         for same in by_steps.values():
-            buckets = _buckets(same, widths, members)
+            inputs = _inputs(shapes[members[same[0]].encoder]) * key[1]
+            buckets = _buckets(same, widths, members, most=BUCKET / inputs if key[2] == 1 else math.inf)
             if key[2] == 1:
                 out.append(Chunk([i for b in buckets for i in b], [len(b) for b in buckets], True))
             else:
                 out += [Chunk(b, None, True) for b in buckets]
     heavy = any(members[i].batch * _inputs(shapes[members[i].encoder]) * widths[i] > HEAVY for i in rest)
-    return out + [Chunk(b, None, True) for b in _buckets(rest, widths, members, exact=heavy)]
+    return out + [Chunk(b, None, True) for b in _buckets(rest, widths, members, most=0 if heavy else math.inf)]
 
 
 def _buckets(
-    numbers: list[int], widths: dict[int, int], members: Sequence[Member], exact: bool = False
+    numbers: list[int], widths: dict[int, int], members: Sequence[Member], most: float = math.inf
 ) -> list[list[int]]:
-    """Members in buckets whose padding wastes less than WASTE (with `exact`, none), each by steps, most first."""
+    """Members in buckets whose padding wastes less than WASTE and `most` units, each by steps, most first."""
     out: list[list[int]] = []
     for i in sorted(numbers, key=lambda i: -widths[i]):
         if out:
             wide, own = widths[out[-1][0]], [*out[-1], i]
-            waste = 1 - sum(widths[j] for j in own) / (wide * len(own))
-            if waste < WASTE and (widths[i] == wide or not exact):
+            padding = wide * len(own) - sum(widths[j] for j in own)
+            if padding < WASTE * wide * len(own) and padding <= most:
                 out[-1].append(i)
                 continue
         out.append([i])

@@ -22,8 +22,8 @@ from modicum.training.abreast import Abreast
 from modicum.training.apply import evaluating
 from modicum.training.work import Member, Work
 
-WINDOW = 1 << 21
-"""Row numbers of batches that are drawn ahead."""
+WINDOW = 1 << 18
+"""Row numbers of batches that are drawn ahead: few enough to stay in cache."""
 
 
 class Streams:
@@ -64,9 +64,13 @@ class Streams:
             else:
                 self.true = np.stack([t[place] for t in self.targets], 1)
             return
-        places = [self._positions(i, start) for i in range(count)]
-        self.rows = np.stack([m.rows[p] for m, p in zip(self.members, places, strict=True)], 1)
-        self.true = np.stack([t[p] for t, p in zip(self.targets, places, strict=True)], 1)
+        if not self.rows.size:
+            self.rows = np.empty((self.ahead, count, self.batch), np.int64)
+            self.true = np.empty((self.ahead, count, self.batch), self.targets[0].dtype)
+        for i, (m, target) in enumerate(zip(self.members, self.targets, strict=True)):
+            place = self._positions(i, start)
+            np.take(m.rows, place, out=self.rows[:, i])
+            np.take(target, place, out=self.true[:, i])
 
     def _positions(self, member: int, start: int) -> np.ndarray:
         """Places among the member's rows of `ahead` batches from step `start` on: (ahead, b)."""
