@@ -7,6 +7,7 @@ from modicum.model import Model, load
 from modicum.training.fit import fit
 from modicum.training.run import Run
 from modicum.verbs.demo import demo
+from modicum.verbs.diagnose import diagnose
 from modicum.verbs.finetune import finetune
 from modicum.verbs.generate import generate
 from modicum.verbs.listing import listing
@@ -20,6 +21,7 @@ __all__ = [
     "UserError",
     "__version__",
     "demo",
+    "diagnose",
     "embed",
     "finetune",
     "fit",

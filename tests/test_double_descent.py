@@ -48,6 +48,16 @@ def test_numbers_and_other_trunks() -> None:
     assert [r["depth"] for r in layers.rows if "parameters" in r] == [1, 2]
 
 
+def test_random_features_have_their_peak_where_all_rows_are_fitted() -> None:
+    found = double_descent(encoder="random-features", values="100", label_noise=0.2, draws=4, limit=40)
+    assert found.name == "double-descent"
+    error = [row["test error"] for row in found.rows]
+    assert len(error) == 100
+    assert max(error[30:50]) > error[-1] + 0.05
+    with pytest.raises(UserError, match="--over samples: of random features it is the width"):
+        double_descent(encoder="random-features", over="samples")
+
+
 def test_a_wide_net_fits_noisy_labels_and_says_so() -> None:
     found = double_descent(values="1,128", label_noise=0.3, draws=3, epochs=150, limit=60, lr=1e-2)
     last = at(found, width=128, epoch=150)

@@ -90,8 +90,8 @@ def given(
 ) -> Given:
     """Open the data and divide its labelled rows: by its split column, else a stratified fifth is for testing.
 
-    `size` is the side of images in pixels. A run's frozen encoder is tested on rows that it was not trained on. `limit` draws as many training rows,
-    stratified; `most_tests` as many test rows.
+    `size` is the side of images in pixels. A run's frozen encoder is tested on rows that it was not trained on. `limit`
+    draws as many training rows, stratified; `most_tests` as many test rows.
     """
     model = None if run is None else load(run)
     opened = open_data(data, None if model is None else type(model.input))

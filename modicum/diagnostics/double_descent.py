@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from modicum.core.errors import UserError, unknown
+from modicum.diagnostics._feature_curves import find
 from modicum.diagnostics._finding import Finding, lines
-from modicum.diagnostics._matrix import Cell, Kept, Matrix
+from modicum.diagnostics._matrix import Cell, Kept, Matrix, noisy
 from modicum.diagnostics._rows import Given, given
 from modicum.maths.intervals import crossed
 from modicum.maths.peak import Peak, peak
@@ -68,6 +69,14 @@ def double_descent(
         if name not in AXES:
             raise unknown("--over", name, AXES)
     rows = given(data, label=label, split=split, group=group, size=size, most_tests=5000, seed=seed)
+    if encoder == "random-features":
+        if axes != ["width"]:
+            raise UserError(f"--over {over}: of random features it is the width that is varied; leave --over out")
+        noisy(rows.labels.values[:1], rows.classes, label_noise, 0)
+        largest = numbers(values, "width")[-1] if values else None
+        return find(
+            rows, "relu", min(limit or 500, len(rows.train)), largest, draws, label_noise, 6, seed, "double-descent"
+        )
     matrix = plan(rows, axes, encoder, values, width, draws, epochs, label_noise, lr, batch, limit, seed)
     kept = matrix.run(rows, rows.work())
     table = [row for cell in matrix.cells() for row in measured(cell, kept[cell], matrix, rows)]
@@ -232,7 +241,12 @@ def charts(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> dic
         heading = (
             f"{rows.data.name}: unbiased bias² and variance of the {'probabilities' if rows.classes else 'numbers'}"
         )
-        given = {"band": ("low", "high"), "title": (title, "squared loss"), "heading": heading, "rules": rules}
+        given: dict[str, Any] = {
+            "band": ("low", "high"),
+            "title": (title, "squared loss"),
+            "heading": heading,
+            "rules": rules,
+        }
         out[f"{axis}-bias-variance"] = lines(points, key, "value", by="of", log="x", **given)
     return out
 
@@ -267,7 +281,8 @@ def words(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> str:
     else:
         said.append(
             f"No peak is shown (p = {tested.p:.2f}; one higher than {max(tested.high, 0):.3g} is ruled out): the curve "
-            f"may just fall, or fall and rise once. Its highest point is {worst['test error']:.3g} at {key} {worst[key]:,}."
+            f"may just fall, or fall and rise once. Its highest point, at {key} {worst[key]:,}, is "
+            f"{worst['test error']:.3g}."
         )
     if axis != "epochs" and rows.classes:
         early = min((r for r in table if "early stopping" in r), key=lambda r: r["early stopping"])

@@ -29,7 +29,7 @@ def diagnose(
 ) -> Finding:
     """Answer one question about DATA (default: the digits) and write rows, charts and a page to the folder OUT.
 
-    `name`: see `modicum list diagnostics`; `options` are those of the diagnostic, such as over="width". Returns a
+    `name`: see `modicum diagnose --help`; `options` are those of the diagnostic, such as over="width". Returns a
     `Finding`, which shows itself in a notebook; without `out` nothing is written from Python.
     """
     known = diagnostics()
