@@ -82,6 +82,7 @@ HELP = {
     "splits": "Disjoint parts of the training rows to train on, each for itself.",
     "teacher": "Relabel all rows by a trained model, so that the truth is known.",
     "label_noise": "The share of the training labels that is redrawn at random.",
+    "workers": "Processes that share the training of many models.",
     "kind": "objectives, encoders, datasets or methods.",
     "seed": "The seed of everything random.",
     "device": "auto, cpu or cuda.",

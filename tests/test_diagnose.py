@@ -17,6 +17,7 @@ from modicum.cli import app
 from modicum.core.errors import UserError
 from modicum.diagnostics._finding import Finding, lines
 from modicum.report.finding import page
+from modicum.training import many
 from modicum.verbs.diagnose import diagnostics
 
 QUICK = {
@@ -58,7 +59,7 @@ def test_a_diagnostic_writes_rows_charts_words_and_a_page(name: str, tmp_path: P
 def test_every_option_has_words(name: str) -> None:
     shown = CliRunner().invoke(app, ["diagnose", name, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for key in inspect.signature(diagnostics()[name]).parameters:
+    for key in [*inspect.signature(diagnostics()[name]).parameters, "workers", "out", "force"]:
         assert key == "data" or "--" + key.replace("_", "-") in shown.output
 
 
@@ -70,8 +71,35 @@ def test_python_returns_a_finding_that_shows_itself(tmp_path: Path) -> None:
     assert found.svg(next(iter(found.charts))).startswith("<svg")
 
 
+class Stop(Exception):
+    pass
+
+
+def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = {"limit": 60, "draws": 3, "epochs": 30, "values": "2,16", "lr": 1e-2}
+    whole = modicum.diagnose("double-descent", "digits", **ask)
+    monkeypatch.setattr(many, "SAVE_EVERY", 0.0)
+    original, calls = many._save, []
+
+    def save(*given: object) -> None:
+        original(*given)  # type: ignore[arg-type]
+        calls.append(1)
+        if len(calls) == 40:
+            raise Stop
+
+    monkeypatch.setattr(many, "_save", save)
+    with pytest.raises(Stop):
+        modicum.diagnose("double-descent", "digits", out=tmp_path / "o", **ask)
+    with pytest.raises(UserError, match="holds other members than these"):
+        modicum.diagnose("double-descent", "digits", out=tmp_path / "o", **{**ask, "lr": 1e-3})
+    again = modicum.diagnose("double-descent", "digits", out=tmp_path / "o", **ask)
+    assert len(calls) < 2 * 90
+    assert again.rows == whole.rows
+    assert not (tmp_path / "o" / "members").exists()
+
+
 def test_bad_asks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="diagnostic 'double-decent'.*double-descent"):
+    with pytest.raises(UserError, match=r"diagnostic 'double-decent'.*double-descent"):
         modicum.diagnose("double-decent")
     with pytest.raises(UserError, match="option of diagnose complexity 'depth'"):
         modicum.diagnose("complexity", depth=3)

@@ -30,3 +30,12 @@ def test_simclr_in_thirty_lines(capsys: pytest.CaptureFixture[str]) -> None:
     labels = room["data"].labels().values
     z = embed(room["objective"].encoder, room["batches"].source, room["rows"])
     assert (knn(z[:1200], labels[:1200], z[1200:]) == labels[1200:]).mean() > 0.9
+
+
+def test_many_models_as_the_page_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    page = next(page for page in DOCS if page.name == "diagnostics.md")
+    exec(compile(code(page), str(page), "exec"), {})
+    found = [float(v) for v in re.findall(r": ([\d.]+)", capsys.readouterr().out)]
+    assert len(found) == 3
+    assert min(found) < 0.1
+    assert max(found) > 2 * min(found)

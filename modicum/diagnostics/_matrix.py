@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class Matrix:
         made = parse(self.encoder, "encoder")
         return text_of({**made, "args": {**made["args"], "width": cell.width, "depth": cell.depth}})
 
-    def run(self, rows: Given, work: Work, tell: Callable[[int, int], None] | None = None) -> dict[Cell, Kept]:
+    def run(self, rows: Given, work: Work) -> dict[Cell, Kept]:
         """Train everything and keep the scores."""
         cells, members, places = self.cells(), [], []
         given = {"lr": self.lr, "batch": self.batch, "weight_decay": self.weight_decay, "schedule": "constant"}
@@ -86,7 +86,7 @@ class Matrix:
                 members.append(Member(own, labels[own], self.spec(cell), initial, shuffle, steps=steps, **given))  # type: ignore[arg-type]
                 places.append((cell, draw))
         kept = {cell: Kept() for cell in cells}
-        for reading in train(members, work, at=[e * self.per for e in self.epochs], progress=tell):
+        for reading in train(members, work, at=[e * self.per for e in self.epochs]):
             self._read(reading, rows, places, kept)
         return kept
 

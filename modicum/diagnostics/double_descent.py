@@ -273,10 +273,12 @@ def words(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> str:
     if isinstance(tested, str):
         said.append(f"Whether there is a peak was not tested: {tested}.")
     elif tested.found:
+        top = max((r for r in table if tested.before < r[key] < tested.after), key=lambda r: r["test error"])
         said.append(
-            f"There is a peak at {key} {tested.at:,.0f} (p = {tested.p:.2g}, {tested.height:.3g} [{tested.low:.3g}, "
-            f"{tested.high:.3g}] above both sides): error falls, rises, and falls again, which is double descent. Near "
-            "it models are worse than smaller and than larger ones: go past it, stop early, or regularise."
+            f"There is a peak, highest at {key} {top[key]:,} (p = {tested.p:.2g}, {tested.height:.3g} "
+            f"[{tested.low:.3g}, {tested.high:.3g}] above both sides): error falls, rises, and falls again, which is "
+            "double descent. Near it models are worse than smaller and than larger ones: go past it, stop early, or "
+            "regularise."
         )
     else:
         said.append(

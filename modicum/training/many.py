@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -44,6 +45,31 @@ HEAVY = 2e7
 """Multiplications of a member's step from which the plain loop may be as fast as one product."""
 SAVE_EVERY = 30.0
 """Seconds between two states from which a stack continues."""
+
+
+@dataclass
+class Around:
+    """What holds for every `train` inside `around`: the folder of each, numbered in turn, processes and progress."""
+
+    folder: Path | None = None
+    workers: int = 1
+    progress: Callable[[int, int], None] | None = None
+    calls: int = 0
+
+
+AROUND: ContextVar[Around | None] = ContextVar("AROUND", default=None)
+
+
+@contextmanager
+def around(
+    *, folder: Path | None = None, workers: int = 1, progress: Callable[[int, int], None] | None = None
+) -> Iterator[None]:
+    """Inside, trainings keep in `folder` what they need to go on, use `workers` processes and tell how far they are."""
+    token = AROUND.set(Around(folder, workers, progress))
+    try:
+        yield
+    finally:
+        AROUND.reset(token)
 
 
 @dataclass(frozen=True)
@@ -108,7 +134,7 @@ def train(
     *,
     at: Sequence[int] = (),
     folder: str | Path | None = None,
-    workers: int = 1,
+    workers: int | None = None,
     plan: str | None = None,
     memory: float | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -118,11 +144,16 @@ def train(
     A reading at a step is of the members that take more steps. `folder` keeps what is needed to go on after a kill;
     `workers` processes share the stacks; `plan` (dense, vmap, grouped, loop) is else chosen by a short trial and kept
     in the folder; `memory` in bytes bounds a stack (default: two fifths of what is free); `progress(done, all)` counts
-    members' steps. UserError where one member alone does not fit.
+    members' steps. What is not given is taken from `around`. UserError where one member alone does not fit.
     """
     members = list(members)
     if not members:
         raise UserError("there are no members to train: give at least one")
+    given = AROUND.get() or Around()
+    given.calls += 1
+    if folder is None and given.folder is not None:
+        folder = given.folder / f"{given.calls:02d}"
+    workers, progress = workers or given.workers, progress or given.progress
     chunks = divide(members, work, memory)
     if workers > 1:
         yield from _spread(members, work, chunks, tuple(at), folder, workers, plan)

@@ -106,6 +106,12 @@ class Bar:
         rate = done * weight / max(1e-9, time.perf_counter() - self.began)
         self.progress.update(self.task, completed=done, rate=f"{rate:,.0f} {self.unit}/s  {note}")
 
+    def of(self, done: int, total: int) -> None:
+        """Move to `done` of `total`, where that is known only now."""
+        if self.progress is not None and self.task is not None:
+            self.progress.update(self.task, total=total)
+        self.to(done)
+
 
 @contextmanager
 def bar(total: int, words: str, unit: str) -> Iterator[Bar]:

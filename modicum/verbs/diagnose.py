@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,12 @@ import modicum.diagnostics
 from modicum.core.errors import UserError, unknown
 from modicum.diagnostics._finding import Finding
 from modicum.report.finding import write
+from modicum.training.many import around
 from modicum.training.run import saving
-from modicum.verbs._common import check_seed, say
+from modicum.verbs._common import at_least, bar, check_seed, say
+
+MEMBERS = "members"
+"""The folder in OUT where trainings that were killed go on."""
 
 
 def diagnostics() -> dict[str, Callable[..., Finding]]:
@@ -25,12 +30,13 @@ def diagnostics() -> dict[str, Callable[..., Finding]]:
 
 
 def diagnose(
-    name: str, data: Any = None, *, out: str | Path | None = None, force: bool = False, **options: Any
+    name: str, data: Any = None, *, workers: int = 1, out: str | Path | None = None, force: bool = False, **options: Any
 ) -> Finding:
     """Answer one question about DATA (default: the digits) and write rows, charts and a page to the folder OUT.
 
     `name`: see `modicum diagnose --help`; `options` are those of the diagnostic, such as over="width". Returns a
-    `Finding`, which shows itself in a notebook; without `out` nothing is written from Python.
+    `Finding`, which shows itself in a notebook; without `out` nothing is written from Python. `workers` processes share
+    the training. Killed and asked again with the same `out`, it goes on where its trainings were.
     """
     known = diagnostics()
     if name not in known:
@@ -42,18 +48,25 @@ def diagnose(
             raise unknown(f"option of diagnose {name}", key, [k for k in taken if k != "data"])
     if "seed" in options:
         check_seed(options["seed"])
+    at_least(1, workers=workers)
+    members = None if out is None else Path(out) / MEMBERS
     if out is not None:
         check_folder(Path(out), force)
-    finding = function(**({} if data is None else {"data": data}), **options)
+    with bar(1, name, "member steps") as shown, around(folder=members, workers=workers, progress=shown.of):
+        finding = function(**({} if data is None else {"data": data}), **options)
     if out is not None:
         with saving(Path(out)):
             write(finding, Path(out))
+            shutil.rmtree(Path(out) / MEMBERS, ignore_errors=True)
     return finding
 
 
 def check_folder(out: Path, force: bool) -> None:
     """Refuse a place that holds something other than an older finding; that one only without --force."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (force and (out / "finding.json").is_file())):
+    begun = out.is_dir() and {p.name for p in out.iterdir()} <= {MEMBERS}
+    if begun and force:
+        shutil.rmtree(out / MEMBERS, ignore_errors=True)
+    if out.is_file() or (out.is_dir() and not begun and not (force and (out / "finding.json").is_file())):
         how = "or --force to replace it" if (out / "finding.json").is_file() else "it is no finding of modicum diagnose"
         raise UserError(f"{out} exists: choose another --out, {how}")
 
@@ -69,13 +82,15 @@ def commands() -> dict[str, Callable[..., Finding]]:
 def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Finding]:
     own = inspect.signature(function)
     keyword = inspect.Parameter.KEYWORD_ONLY
+    workers = inspect.Parameter("workers", keyword, default=1, annotation=int)
     out = inspect.Parameter("out", keyword, default=None, annotation=str | None)
     force = inspect.Parameter("force", keyword, default=False, annotation=bool)
-    parameters = [*own.parameters.values(), out, force]
+    parameters = [*own.parameters.values(), workers, out, force]
 
-    def call(data: Any, *, out: str | None = None, force: bool = False, **options: Any) -> Finding:
+    def call(data: Any, *, workers: int = 1, out: str | None = None, force: bool = False, **options: Any) -> Finding:
         folder = Path(out) if out is not None else Path("runs") / f"{name}-{Path(str(data)).stem}"
-        finding = diagnose(name, data, out=folder, force=force or out is None, **options)
+        force = force or (out is None and (folder / "finding.json").is_file())
+        finding = diagnose(name, data, workers=workers, out=folder, force=force, **options)
         say(f"{finding.words}\n")
         return finding
 
@@ -83,5 +98,6 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
     call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.options = getattr(sys.modules[function.__module__], "OPTIONS", {})  # type: ignore[attr-defined]
     hints = inspect.get_annotations(function, eval_str=True)
-    call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "out": str | None, "force": bool}
+    call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "workers": int}
+    call.__annotations__ |= {"out": str | None, "force": bool}
     return call
