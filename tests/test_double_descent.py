@@ -46,6 +46,16 @@ def test_numbers_and_other_trunks() -> None:
     assert not any("cross-entropy bias" in row for row in found.rows)
     layers = double_descent(over="depth", values="1,2", width=8, **SMALL)
     assert [r["depth"] for r in layers.rows if "parameters" in r] == [1, 2]
+    assert "double descent" not in layers.words
+
+
+@pytest.mark.parametrize(("encoder", "over", "values"), [
+    ("convnet", "width", "1,4"), ("transformer", "width", "4,8"), ("convnet", "depth", "1,2"),
+])  # fmt: skip
+def test_other_trunks_are_varied_too(encoder: str, over: str, values: str) -> None:
+    found = double_descent(encoder=encoder, over=over, values=values, width=4, draws=2, epochs=1, limit=40)
+    first, last = (row for row in found.rows if "parameters" in row)
+    assert first["parameters"] < last["parameters"]
 
 
 def test_random_features_have_their_peak_where_all_rows_are_fitted() -> None:
@@ -78,7 +88,7 @@ def test_noise_redraws_a_share_of_the_labels_over_all_classes() -> None:
 
 def test_draws_share_no_rows_where_there_are_enough() -> None:
     rows = given("digits")
-    matrix = Matrix("mlp(norm='none')", [4], [1], [50, 200], [1], 5, 0.0, 1e-3, 32, 0.0, 0)
+    matrix = Matrix("mlp(norm='none')", [4], [None], [50, 200], [1], 5, 0.0, 1e-3, 32, 0.0, 0)
     orders = [matrix.drawn(rows, d)[0] for d in range(5)]
     assert len(np.unique(np.concatenate(orders))) == 1000
     assert all(np.isin(o, rows.train).all() for o in orders)
@@ -114,6 +124,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "draws": ({"draws": 1}, "--draws 1"),
     "too many samples": ({"over": "samples", "values": "10,100000"}, "100,000 samples were asked for"),
     "encoder": ({"encoder": "convnot"}, "convnot"),
+    "depth of a trunk without": ({"encoder": "resnet", "over": "depth", "values": "1"}, "resnet"),
     "size": ({"data": "wine", "size": 14}, "--size 14: wine holds tables"),
 }
 

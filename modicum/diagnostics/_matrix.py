@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
-from modicum.core.spec import parse, text_of
+from modicum.core.spec import arguments, parse, part, text_of
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Sums
 from modicum.training.apply import batches_of, evaluating
@@ -22,10 +22,10 @@ from modicum.training.work import Work
 
 
 class Cell(NamedTuple):
-    """What the models of one place of the matrix have in common."""
+    """What the models of one place of the matrix have in common; depth None is the spec's own."""
 
     width: int
-    depth: int
+    depth: int | None
     samples: int
 
 
@@ -54,7 +54,7 @@ class Matrix:
 
     encoder: str
     widths: Sequence[int]
-    depths: Sequence[int]
+    depths: Sequence[int | None]
     samples: Sequence[int]
     epochs: Sequence[int]
     draws: int
@@ -70,7 +70,15 @@ class Matrix:
     def spec(self, cell: Cell) -> str:
         """The trunk of a cell."""
         made = parse(self.encoder, "encoder")
-        return text_of({**made, "args": {**made["args"], "width": cell.width, "depth": cell.depth}})
+        known = arguments(part("trunk", made["name"]))
+        varied: dict[str, int] = {"width": cell.width}
+        if cell.depth is not None:
+            varied["depth" if "depth" in known else "blocks"] = cell.depth
+        for key in varied:
+            if key not in known:
+                what = "width" if key == "width" else "depth"
+                raise UserError(f"'{self.encoder}' has no {key}, so its {what} cannot be varied; mlp, convnet have one")
+        return text_of({**made, "args": {**made["args"], **varied}})
 
     def run(self, rows: Given, work: Work) -> dict[Cell, Kept]:
         """Train everything and keep the scores."""

@@ -17,12 +17,16 @@ from modicum.maths.peak import Peak, peak
 
 AXES = ("width", "samples", "epochs", "depth")
 ENCODERS = {
-    "mlp": "mlp(norm='none')",
+    "mlp": "mlp(depth=1, norm='none')",
     "convnet": "convnet(norm='group', cells=0)",
-    "transformer": "transformer()",
+    "transformer": "transformer(depth=2, heads=2)",
 }
 """The trunks by the names that are asked for; what is varied is set by the matrix."""
-WIDTHS = {"mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 40, 64, 128, 256, 512), "convnet": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)}
+WIDTHS = {
+    "mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 40, 64, 128, 256, 512),
+    "convnet": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
+    "transformer": (4, 8, 12, 16, 24, 32, 48, 64),
+}
 OPTIONS = {
     "over": "The axis: width, samples, epochs or depth; several with commas between share one run matrix.",
     "encoder": "mlp, convnet, transformer, random-features, or a trunk's spec whose width and depth are varied.",
@@ -110,7 +114,7 @@ def plan(
     most = min(limit or len(rows.train), len(rows.train))
     asked = {axes[0]: numbers(values, axes[0])} if values else {}
     widths = asked.get("width") or (list(WIDTHS.get(encoder, WIDTHS["mlp"])) if "width" in axes else [width or 64])
-    depths = asked.get("depth") or ([1, 2, 3, 4, 6] if "depth" in axes else [1])
+    depths = asked.get("depth") or ([1, 2, 3, 4, 6] if "depth" in axes else [None])
     least = max(2 * max(rows.classes, 1), 10)
     samples = asked.get("samples") or (geometric(least, most, 10) if "samples" in axes else [most])
     if max(samples) > len(rows.train):

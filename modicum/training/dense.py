@@ -235,10 +235,9 @@ class Dense(Stack):
         b = out.shape[2]
         model = self.model[0]
         if model.task == "classes":
-            logp = torch.log_softmax(out, 1)
-            at = target.unsqueeze(1)
-            losses = -logp.gather(1, at).sum((1, 2)) / b
-            delta = logp.exp_()
+            delta, at = torch.softmax(out, 1), target.unsqueeze(1)
+            # Of probabilities, so that a loss beyond 87 is told as 87: what is told alone, the gradient is exact.
+            losses = -delta.gather(1, at).clamp_(min=torch.finfo(torch.float32).tiny).log_().sum((1, 2)) / b
             delta.scatter_add_(1, at, delta.new_full((1, 1, 1), -1.0).expand(at.shape))
             return losses, delta.mul_(1 / b)
         away = out - ((target - model.shift) / model.scale).to(out.dtype).unsqueeze(1)  # type: ignore[operator]

@@ -30,7 +30,7 @@ class Streams:
     """The rows and targets of every member's batches, as `Batches` of its rows and order would draw them.
 
     `at(step, active)`: row numbers (a, b) and targets (a, b) of the first `active` members; where all members share
-    their rows and their order (`shared`), the row numbers are (b,).
+    their rows and their order (`shared`), the row numbers are (b,), and where their targets are `alike` these are too.
     """
 
     def __init__(self, members: Sequence[Member], work: Work) -> None:
@@ -51,18 +51,17 @@ class Streams:
             self.start = start
             self._draw(start)
         k = step - start
-        return (self.rows[k] if self.shared else self.rows[k, :active]), self.true[k, :active]
+        return (self.rows[k] if self.shared else self.rows[k, :active]), (
+            self.true[k] if self.alike else self.true[k, :active]
+        )
 
     def _draw(self, start: int) -> None:
         count = len(self.members)
         if self.shared:
             place = self._positions(0, start)
             self.rows = self.members[0].rows[place]
-            if self.alike:
-                one = self.targets[0][place][:, None]
-                self.true = np.broadcast_to(one, (self.ahead, count, self.batch))
-            else:
-                self.true = np.stack([t[place] for t in self.targets], 1)
+            first = self.targets[0][place]
+            self.true = first if self.alike else np.stack([t[place] for t in self.targets], 1)
             return
         if not self.rows.size:
             self.rows = np.empty((self.ahead, count, self.batch), np.int64)
@@ -134,7 +133,7 @@ class Stack(Objective):
         """What the active members see at a step."""
         self.active = int((self.steps > step).sum())
         rows, true = self.streams.at(step, self.active)
-        return {**self.read(rows), "target": torch.from_numpy(np.array(true))}
+        return {**self.read(rows), "target": torch.from_numpy(true).expand(self.active, -1)}
 
     def read(self, rows: np.ndarray) -> Batch:
         """Raw rows of shape (b,) or (a, b)."""
