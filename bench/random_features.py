@@ -68,7 +68,7 @@ def speed(bench: _common.Bench, images: Images) -> None:
     print(f"\nevery width 1..{asked.width:,}, n = {asked.n:,}, {len(targets):,} test images, 10 outputs")
     print(f"ours {ours:.2f} s (median of {asked.rounds}; features {making:.2f} s), peak memory {memory:.2f} GiB")
     print(f"ridge used: {found.ridge:.3g}; all rows fitted at width {found.threshold}")
-    widths = sorted({1, asked.n - 1, asked.n, asked.n + 1, asked.width, *even(asked.width, asked.samples - 4)})
+    widths = sorted({1, asked.n - 1, asked.n, asked.n + 1, asked.width, *even(asked.width - 1, asked.samples - 5)})
     widths = [w for w in widths if 1 <= w <= asked.width]
     seconds, off = [], []
     for wide in widths:

@@ -274,6 +274,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: list(train([Member(np.arange(9), None, "mlp(width=0)")], digits().work())),
         "width of at least 1",
     ),
+    "unlabelled": (
+        lambda: list(train([Member(np.arange(3), np.array([0, -1, 2]))], digits().work())),
+        "member 0: the target of its row 1 is -1; wanted 0 to 9",
+    ),
+    "no such row": (
+        lambda: list(train([Member(np.array([1, 5000]))], digits().work())),
+        "member 0 trains on row 5000; there are 1,797 rows",
+    ),
     "NaN": (lambda: Work.of_features(np.array([[0.0], [np.nan]]), np.arange(2), 2), "feature 0 of row 1 is nan"),
 }
 

@@ -149,6 +149,8 @@ def train(
     members = list(members)
     if not members:
         raise UserError("there are no members to train: give at least one")
+    for i, m in enumerate(members):
+        _check(i, m, work)
     given = AROUND.get() or Around()
     given.calls += 1
     if folder is None and given.folder is not None:
@@ -170,6 +172,23 @@ def train(
 
         yield from _chunk(members, work, chunk, tuple(at), None if place is None else place / f"{k:04d}", plan, tell)
         done += sum(members[i].steps for i in chunk.numbers)
+
+
+def _check(i: int, member: Member, work: Work) -> None:
+    """Refuse rows that are not there, and rows without a target."""
+    rows = member.rows
+    if rows.min() < 0 or rows.max() >= len(work.targets):
+        raise UserError(
+            f"member {i} trains on row {rows.min() if rows.min() < 0 else rows.max()}; there are "
+            f"{len(work.targets):,} rows"
+        )
+    y = work.targets[rows] if member.targets is None else member.targets
+    bad = (y < 0) | (y >= work.classes) if work.classes else ~np.isfinite(y)
+    if bad.any():
+        row, wanted = int(np.flatnonzero(bad)[0]), f"0 to {work.classes - 1}" if work.classes else "a finite number"
+        raise UserError(
+            f"member {i}: the target of its row {rows[row]} is {y[row]}; wanted {wanted}: leave the row out"
+        )
 
 
 # ---- dividing --------------------------------------------------------------------------------------------------------
