@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,7 +115,7 @@ def plan(
     most = min(limit or len(rows.train), len(rows.train))
     asked = {axes[0]: numbers(values, axes[0])} if values else {}
     widths = asked.get("width") or (list(WIDTHS.get(encoder, WIDTHS["mlp"])) if "width" in axes else [width or 64])
-    depths = asked.get("depth") or ([1, 2, 3, 4, 6] if "depth" in axes else [None])
+    depths: Sequence[int | None] = asked.get("depth") or ([1, 2, 3, 4, 6] if "depth" in axes else [None])
     least = max(2 * max(rows.classes, 1), 10)
     samples = asked.get("samples") or (geometric(least, most, 10) if "samples" in axes else [most])
     if max(samples) > len(rows.train):
