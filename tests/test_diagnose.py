@@ -22,7 +22,7 @@ from modicum.verbs.diagnose import diagnostics
 
 QUICK = {
     "bias-variance": ["--limit", "120", "--steps", "20", "--splits", "3", "--seeds", "1"],
-    "complexity": ["--seeds", "3", "--over", "1,3", "--limit", "150"],
+    "complexity": ["--seeds", "3", "--over", "2,4", "--limit", "150"],
     "double-descent": ["--limit", "60", "--draws", "3", "--epochs", "3", "--values", "2,8,16"],
     "learning-curve": ["--sizes", "20,40,60,80", "--seeds", "3", "--steps", "20"],
     "random-features": ["--limit", "40", "--draws", "4", "--widths", "60"],
@@ -120,7 +120,7 @@ def test_a_page_escapes_what_it_shows_and_says_how_much_is_left_out() -> None:
 
 def test_lines_leave_gaps_for_what_cannot_be_drawn() -> None:
     rows = [{"x": 1, "y": 2.0}, {"x": 2, "y": float("nan")}, {"x": 3, "y": float("inf")}, {"x": 4, "y": -1.0}]
-    kept = lines(rows, "x", "y", log="y").to_dict()["layer"][0]["data"]["values"]
+    (kept,) = lines(rows, "x", "y", log="y").to_dict()["datasets"].values()
     assert [r["x"] for r in kept] == [1]
 
 

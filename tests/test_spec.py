@@ -124,7 +124,7 @@ REFUSED = {
     "mlp(width=8.5)": "trunk 'mlp': width wants int, got 8.5",
     "mlp(width='8')": "trunk 'mlp': width wants int, got '8'",
     "mlp(norm=3)": "trunk 'mlp': norm wants str | None, got 3",
-    "mlp(width=0)": "mlp wants width and depth of at least 1",
+    "mlp(width=0)": "mlp wants width of at least 1, depth >= 0",
     "mlp(dropout=1)": "0 <= dropout < 1",
     "mlp(act='relo')": "unknown activation 'relo'; valid: relu,",
     "mlp(over='bag')": "unknown mlp over 'bag'; valid: ",
