@@ -211,7 +211,7 @@ def test_labels_of_noise_only_rise(tmp_path: Path) -> None:
     found = complexity(str(path), label="label")
     assert "nothing but a rise" in found.words
     assert "U-shape" not in found.words
-    assert "stays above the first minimum" in found.words
+    assert "ends below the first minimum" not in found.words
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

@@ -59,7 +59,7 @@ def test_a_diagnostic_writes_rows_charts_words_and_a_page(name: str, tmp_path: P
 def test_every_option_has_words(name: str) -> None:
     shown = CliRunner().invoke(app, ["diagnose", name, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for key in [*inspect.signature(diagnostics()[name]).parameters, "workers", "out", "force"]:
+    for key in [*inspect.signature(diagnostics()[name]).parameters, "workers", "device", "out", "force"]:
         assert key == "data" or "--" + key.replace("_", "-") in shown.output
 
 

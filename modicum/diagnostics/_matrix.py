@@ -98,13 +98,17 @@ class Matrix:
             self._read(reading, rows, places, kept)
         return kept
 
+    def apart(self, rows: Given) -> bool:
+        """Whether no training row is in two draws."""
+        return max(self.samples) * self.draws <= len(rows.train)
+
     def drawn(self, rows: Given, draw: int) -> tuple[np.ndarray, np.ndarray]:
         """A draw's training rows in an order whose prefixes are its samples, and all rows' labels, noisy for it.
 
         Draws share no rows where there are enough of them.
         """
         most, pool = max(self.samples), rows.train
-        if most * self.draws <= len(pool):
+        if self.apart(rows):
             pool = np.sort(seeds.numpy(self.seed, "draws").permutation(pool)[draw * most : (draw + 1) * most])
         kind = rows.labels.kind
         if most < len(pool):

@@ -16,6 +16,7 @@ from modicum.datasets.data import Data, Labels, open_data
 from modicum.model import Model, load
 from modicum.training import splits
 from modicum.training.apply import embed
+from modicum.training.many import device
 from modicum.training.rows import Ask, for_measuring, marked, special_columns
 from modicum.training.run import Run
 from modicum.training.work import Work
@@ -67,6 +68,7 @@ class Given:
     def work(self, **more: Any) -> Work:
         """What many models train on: the rows as they are, or a run's frozen features of those to train and test on."""
         y = self.labels.values
+        more = {"device": device()} | more
         if self.model is None:
             return Work(self.input, self.source, y, self.classes, **more)
         used = np.union1d(self.train, self.test)

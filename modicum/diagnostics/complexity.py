@@ -167,12 +167,11 @@ def _words(
     else:
         text += "no peak is shown there; beyond interpolation the lowest is "
     text += f"{after['test']:.3g} [{after['low']:.3g}, {after['high']:.3g}] at D = {after['complexity']:g}. "
+    what = "The second descent" if shape is not None and shape.found else "The curve beyond interpolation"
     if after["high"] < first["low"]:
-        text += "The second descent ends below the first minimum: here more features than rows are the better choice."
+        text += f"{what} ends below the first minimum: here more features than rows are the better choice."
     elif after["low"] > first["high"]:
-        text += (
-            "The second descent stays above the first minimum: here few features, or a penalty, are the better choice."
-        )
+        text += f"{what} stays above the first minimum: here few features, or a penalty, are the better choice."
     else:
         text += "Which of the two minima is lower is not decided by this many rows."
     text += " Near D = n losses have heavy tails: the second panel shows geometric means over the parts."

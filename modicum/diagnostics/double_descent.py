@@ -98,7 +98,12 @@ def double_descent(
         drawn |= charts(axis, found, matrix, rows)
         said.append(words(axis, found, matrix, rows))
         facts[f"peak over {axis}"] = str(found["peak"])
-    facts |= {"encoder": matrix.encoder, "epochs": max(matrix.epochs), "steps": max(matrix.epochs) * matrix.per}
+    facts |= {
+        "disjoint draws": matrix.apart(rows),
+        "encoder": matrix.encoder,
+        "epochs": max(matrix.epochs),
+        "steps": max(matrix.epochs) * matrix.per,
+    }
     facts["seconds"] = round(time.perf_counter() - began, 1)
     return Finding("double-descent", table, drawn, "\n\n".join(said), facts)
 
@@ -205,7 +210,6 @@ def charts(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> dic
     rules = {"fits the training labels": found["threshold"]} if found["threshold"] is not None else {}
     n = f"n = {matrix.samples[-1]:,}" if axis != "samples" else f"width {matrix.widths[-1]}"
     what = "error" if rows.classes else "squared error"
-    heading = f"{rows.data.name}: {what} against {axis} ({n}, {matrix.noise:.0%} label noise, {matrix.draws} draws)"
     kinds = {"error": [("test", "test error"), ("training", "train error")]}
     kinds["loss"] = [("test", "test loss"), ("training", "train loss")]
     title = {"epoch": "epoch"}.get(key, key)
@@ -225,6 +229,9 @@ def charts(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> dic
                 for v in [r["early stopping"]]
             ]
         label = what if name == "error" else "cross-entropy"
+        heading = (
+            f"{rows.data.name}: {label} against {axis} ({n}, {matrix.noise:.0%} label noise, {matrix.draws} draws)"
+        )
         out[f"{axis}-{name}"] = lines(
             points,
             key,
@@ -267,6 +274,8 @@ def words(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> str:
         f"Over {axis}, with {matrix.draws} draws of {matrix.samples[-1]:,} training rows and {matrix.noise:.0%} of the "
         f"labels redrawn at random: {what} is lowest, {best['test error']:.3g} {interval}, at {key} {best[key]:,}."
     ]
+    if not matrix.apart(rows):
+        said[-1] += " The draws share rows, so that what varies between them is understated."
     if found["threshold"] is not None:
         said.append(
             f"The training labels, noise included, are fitted to {FITS:.0%} error from {key} {found['threshold']:,} on."

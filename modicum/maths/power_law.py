@@ -84,10 +84,10 @@ def _in_words(error: float, n: float, low: float, high: float, last: float, offs
     if math.isinf(high):
         best = "more rows than any" if math.isinf(n) else f"about {rounded(n)} rows"
         return (
-            f"an error of {error:g} needs {best} by the fit, at least {rounded(low)}, and may not be reachable at all: "
-            f"{floor}"
+            f"an error of {error:.3g} needs {best} by the fit, at least {rounded(low)}, "
+            f"and may not be reachable at all: {floor}"
         )
-    words = f"an error of {error:g} needs about {rounded(n)} rows [{rounded(low)}, {rounded(high)}]"
+    words = f"an error of {error:.3g} needs about {rounded(n)} rows [{rounded(low)}, {rounded(high)}]"
     if n > 4 * last:
         words += f", {n / last:.0f} times as many as were measured: an extrapolation to check on the way"
     return words

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,12 @@ SAVE_EVERY = 30.0
 
 @dataclass
 class Around:
-    """What holds for every `train` inside `around`: the folder of each, numbered in turn, processes and progress."""
+    """What holds for every `train` inside `around`: its folder (numbered in turn), processes, progress and device."""
 
     folder: Path | None = None
     workers: int = 1
     progress: Callable[[int, int], None] | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     calls: int = 0
 
 
@@ -61,15 +62,18 @@ AROUND: ContextVar[Around | None] = ContextVar("AROUND", default=None)
 
 
 @contextmanager
-def around(
-    *, folder: Path | None = None, workers: int = 1, progress: Callable[[int, int], None] | None = None
-) -> Iterator[None]:
-    """Inside, trainings keep in `folder` what they need to go on, use `workers` processes and tell how far they are."""
-    token = AROUND.set(Around(folder, workers, progress))
+def around(setting: Around) -> Iterator[None]:
+    """Inside, trainings keep in its folder what they need to go on, use its processes and tell how far they are."""
+    token = AROUND.set(setting)
     try:
         yield
     finally:
         AROUND.reset(token)
+
+
+def device() -> torch.device:
+    """Where to train, by what holds around: the processor where nothing does."""
+    return (AROUND.get() or Around()).device
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from modicum.core import seeds
-from modicum.core.errors import UserError, unknown
+from modicum.core.errors import UserError, Warned, unknown
 from modicum.core.types import Batch, Embed, Input, Source, Tokens
 from modicum.nn.encoder import tower
 from modicum.objectives.supervised import Supervised
@@ -84,6 +85,11 @@ class Work:
     def __post_init__(self) -> None:
         if self.optimizer not in ("adamw", "sgd"):
             raise unknown("optimizer", self.optimizer, ["adamw", "sgd"])
+        if getattr(self.source, "windows", None) is not None:
+            words = (
+                "rows longer than the encoder takes are read by their first window alone when many models are trained"
+            )
+            warnings.warn(f"{words}: give --run with a pre-trained encoder to use all of them", Warned, stacklevel=3)
 
     @classmethod
     def of_features(cls, x: np.ndarray, targets: np.ndarray, classes: int, **more: Any) -> Work:

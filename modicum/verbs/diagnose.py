@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import modicum.diagnostics
+from modicum.core.device import choose_device
 from modicum.core.errors import UserError, unknown
 from modicum.diagnostics._finding import Finding
 from modicum.report.finding import write
-from modicum.training.many import around
+from modicum.training.many import Around, around
 from modicum.training.run import saving
 from modicum.verbs._common import at_least, bar, check_seed, say
 
@@ -30,7 +31,14 @@ def diagnostics() -> dict[str, Callable[..., Finding]]:
 
 
 def diagnose(
-    name: str, data: Any = None, *, workers: int = 1, out: str | Path | None = None, force: bool = False, **options: Any
+    name: str,
+    data: Any = None,
+    *,
+    workers: int = 1,
+    device: str = "auto",
+    out: str | Path | None = None,
+    force: bool = False,
+    **options: Any,
 ) -> Finding:
     """Answer one question about DATA (default: the digits) and write rows, charts and a page to the folder OUT.
 
@@ -52,7 +60,8 @@ def diagnose(
     members = None if out is None else Path(out) / MEMBERS
     if out is not None:
         check_folder(Path(out), force)
-    with bar(1, name, "member steps") as shown, around(folder=members, workers=workers, progress=shown.of):
+    where = choose_device(device)
+    with bar(1, name, "member steps") as shown, around(Around(members, workers, shown.of, where)):
         finding = function(**({} if data is None else {"data": data}), **options)
     if out is not None:
         with saving(Path(out)):
@@ -83,14 +92,23 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
     own = inspect.signature(function)
     keyword = inspect.Parameter.KEYWORD_ONLY
     workers = inspect.Parameter("workers", keyword, default=1, annotation=int)
+    device = inspect.Parameter("device", keyword, default="auto", annotation=str)
     out = inspect.Parameter("out", keyword, default=None, annotation=str | None)
     force = inspect.Parameter("force", keyword, default=False, annotation=bool)
-    parameters = [*own.parameters.values(), workers, out, force]
+    parameters = [*own.parameters.values(), workers, device, out, force]
 
-    def call(data: Any, *, workers: int = 1, out: str | None = None, force: bool = False, **options: Any) -> Finding:
+    def call(
+        data: Any,
+        *,
+        workers: int = 1,
+        device: str = "auto",
+        out: str | None = None,
+        force: bool = False,
+        **options: Any,
+    ) -> Finding:
         folder = Path(out) if out is not None else Path("runs") / f"{name}-{Path(str(data)).stem}"
         force = force or (out is None and (folder / "finding.json").is_file())
-        finding = diagnose(name, data, workers=workers, out=folder, force=force, **options)
+        finding = diagnose(name, data, workers=workers, device=device, out=folder, force=force, **options)
         say(f"{finding.words}\n")
         return finding
 
@@ -98,6 +116,6 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
     call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
     call.options = getattr(sys.modules[function.__module__], "OPTIONS", {})  # type: ignore[attr-defined]
     hints = inspect.get_annotations(function, eval_str=True)
-    call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "workers": int}
+    call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "workers": int, "device": str}
     call.__annotations__ |= {"out": str | None, "force": bool}
     return call
