@@ -140,9 +140,8 @@ def test_padding_stays_zero_and_wastes_little() -> None:
         padded = sum(w * (p.stop - p.start) for p, w in zip(stack.parts, stack.wide, strict=True))
         assert 1 - sum(stack.widths) / padded < many.WASTE
         for k, width in enumerate(stack.widths):
-            first = stack.get_parameter("first/weight")[
-                torch.from_numpy(stack.owners[stack.get_parameter("first/weight")] == k)
-            ]
+            weight = stack.get_parameter("first")
+            first = weight[torch.from_numpy(stack.owners[weight] == k)]
             assert first[:width].abs().sum() > 0
             assert (first[width:] == 0).all()
 

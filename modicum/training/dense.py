@@ -8,11 +8,13 @@ descent keeps zero where the activation of 0 is 0.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from modicum.core.types import Batch
 from modicum.nn.trunks.mlp import Mlp
@@ -74,11 +76,104 @@ def pads(model: Supervised) -> bool:
     return ACTIVATIONS[_trunk(model).act][3]
 
 
+@dataclass
+class Product:
+    """A layer of members of one width: out = weight @ given + bias, and where gradients go; all are (n, ·, b)."""
+
+    weight: Tensor
+    bias: Tensor
+    given: Tensor
+    out: Tensor
+    d_weight: Tensor
+    d_bias: Tensor
+    d_given: Tensor
+    d_out: Tensor
+
+    def forward(self) -> None:
+        torch.baddbmm(self.bias, self.weight, self.given, out=self.out)
+
+    def backward(self) -> None:
+        torch.bmm(self.d_out, self.given.transpose(1, 2), out=self.d_weight)
+        torch.sum(self.d_out, 2, out=self.d_bias)
+        torch.bmm(self.weight.transpose(1, 2), self.d_out, out=self.d_given)
+
+
+class Pass:
+    """Forward and backward of the first `count` members of a stack on batches of b rows; all views are made once."""
+
+    def __init__(self, stack: Dense, count: int, b: int, shared: bool) -> None:
+        self.key, self.act, self.shared = (count, b, shared), stack.act, shared
+        everyone, weights, grads = len(stack.members), [p.data for p in stack.parameters()], stack.grads
+        # Members that have finished are the last ones of the last, and then only, part.
+        rows = len(weights[0]) if len(stack.parts) > 1 else len(weights[0]) // everyone * count
+        self.first, self.d_first = weights[0][:rows], grads[0][:rows]
+        self.out = stack.room("out", everyone, stack.classes, b)[:count]
+        self.delta = stack.room("delta", everyone, stack.classes, b)[:count]
+        units = [len(weights[0]), *(everyone * w.shape[1] for w in weights[1 : 2 * stack.depth - 1 : 2])]
+        self.zs, self.hs, self.gs = [], [], []
+        for k, most in enumerate(units[: stack.depth]):
+            used = most // everyone * count if len(stack.parts) == 1 else most
+            self.zs.append(stack.room(("z", k), most, b)[:used])
+            self.hs.append(self.zs[k] if stack.act[2] else stack.room(("h", k), most, b)[:used])
+            self.gs.append(stack.room(("g", k), most, b)[:used])
+        self.top = self.zs[0] if stack.depth else self.out.view(-1, b)
+        self.d_top = self.gs[0] if stack.depth else self.delta.view(-1, b)
+        self.levels: list[list[Product]] = []
+        for k in range(1, stack.depth + 1):
+            last, level, start = k == stack.depth, [], 0
+            for j, part in enumerate(stack.parts):
+                own = slice(part.start, min(part.stop, count))
+                n, at = own.stop - own.start, 2 * (k + j) - 1
+                below = slice(
+                    start, start + len(self.hs[k - 1]) if len(stack.parts) == 1 else start + n * stack.wide[j]
+                )
+                start = below.stop
+                level.append(
+                    Product(
+                        weights[at][:n],
+                        weights[at + 1][:n].unsqueeze(2),
+                        self.hs[k - 1][below].view(n, -1, b),
+                        self.out[own] if last else self.zs[k].view(n, -1, b),
+                        grads[at][:n],
+                        grads[at + 1][:n],
+                        self.gs[k - 1][below].view(n, -1, b),
+                        self.delta[own] if last else self.gs[k].view(n, -1, b),
+                    )
+                )
+            self.levels.append(level)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Outputs (m, c, b) on x (b, p) or (m, b, p)."""
+        if self.shared:
+            torch.mm(self.first, x.t(), out=self.top)
+        else:
+            m, b, p = x.shape
+            torch.bmm(self.first.view(m, -1, p), x.transpose(1, 2), out=self.top.view(m, -1, b))
+        for k, level in enumerate(self.levels):
+            self.act[0](self.zs[k], self.hs[k])
+            for product in level:
+                product.forward()
+        return self.out
+
+    def backward(self, x: Tensor) -> None:
+        """All gradients, from that of the outputs in `delta`."""
+        for k in reversed(range(len(self.levels))):
+            for product in self.levels[k]:
+                product.backward()
+            self.act[1](self.gs[k], self.zs[k], self.hs[k])
+        if self.shared:
+            torch.mm(self.d_top, x, out=self.d_first)
+        else:
+            m, b, p = x.shape
+            torch.bmm(self.d_top.view(m, -1, b), x, out=self.d_first.view(m, -1, p))
+
+
 @final
 class Dense(Stack):
     """Perceptrons of one depth and activation; widths differ between `buckets` of members, and within them by padding.
 
-    Several buckets are for members with one hidden layer that share their batches, and take as many steps.
+    Several buckets are for members with one hidden layer that share their batches, and take as many steps. The bias of
+    the first layer is the last column of its weights, whose input is 1: no pass over the units adds or sums it.
     """
 
     def __init__(self, members: Sequence[Member], work: Work, buckets: Sequence[int] | None = None) -> None:
@@ -97,28 +192,31 @@ class Dense(Stack):
         self._stack(models)
         self.grads = [torch.zeros_like(p) for p in self.parameters()]
         self.kept: dict[Any, Tensor] = {}
+        self.minus = torch.full((1, 1, 1), -1.0, dtype=work.dtype, device=work.device)
+        self.passes: dict[str, Pass] = {}
         self.flat, self.place = self._features()
 
     def _stack(self, models: list[Supervised]) -> None:
-        """The members' weights, padded: of the first layer as (units of all, p), of the others as (m, out, in)."""
+        """The members' weights, padded: of the first layer as (units of all, p + 1), of the others as (m, out, in)."""
         everyone = np.arange(len(models))
         states = [dict(m.named_parameters()) for m in models]
         units = np.concatenate([np.full(p.stop - p.start, w) for p, w in zip(self.parts, self.wide, strict=True)])
         if not self.depth:
             units = np.full(len(models), self.classes)
-        names = [f"encoder.trunk.net.{k}.linear" for k in range(self.depth)] + ["head"]
-        owner = np.repeat(everyone, units)
-        first = [corner(s[f"{names[0]}.weight"], (int(n), -1)) for s, n in zip(states, units, strict=True)]
-        self.own("first.weight", torch.cat(first), owner, True)
-        bias = [corner(s[f"{names[0]}.bias"], (int(n),)) for s, n in zip(states, units, strict=True)]
-        self.own("first.bias", torch.cat(bias), owner, False)
+        names = self._names()
+        joint = [torch.cat([s[f"{names[0]}.weight"], s[f"{names[0]}.bias"].unsqueeze(1)], 1) for s in states]
+        first = [corner(x, (int(n), -1)) for x, n in zip(joint, units, strict=True)]
+        self.own("first", torch.cat(first), np.repeat(everyone, units), slice(-1))
         for k, name in enumerate(names[1:], 1):
             for j, (part, wide) in enumerate(zip(self.parts, self.wide, strict=True)):
                 out = wide if k < self.depth else -1
                 weight = torch.stack([corner(s[f"{name}.weight"], (out, wide)) for s in states[part]])
-                self.own(f"{k}.{j}.weight", weight, everyone[part], True)
+                self.own(f"{k}.{j}.weight", weight, everyone[part], slice(None))
                 bias = [corner(s[f"{name}.bias"], (out,)) for s in states[part]]
-                self.own(f"{k}.{j}.bias", torch.stack(bias), everyone[part], False)
+                self.own(f"{k}.{j}.bias", torch.stack(bias), everyone[part], None)
+
+    def _names(self) -> list[str]:
+        return [f"encoder.trunk.net.{k}.linear" for k in range(self.depth)] + ["head"]
 
     def _features(self) -> tuple[Tensor, np.ndarray]:
         """The input features of every row that is trained on, read once, and where each is."""
@@ -128,15 +226,15 @@ class Dense(Stack):
         return torch.cat([self.features(used[i : i + 4096]) for i in range(0, len(used), 4096)]), place
 
     def features(self, index: np.ndarray) -> Tensor:
-        """What the first layer takes of rows: (n, p)."""
+        """What the first layer takes of rows: (n, p + 1), the last column of ones."""
         batch = {k: v.to(self.work.device) for k, v in self.work.source.rows(index).items()}
         tokens = self.model[0].encoder.embed(batch)  # type: ignore[operator]
         x = tokens.x if tokens.mask is None else tokens.x.masked_fill(~tokens.mask.unsqueeze(-1), 0)
-        return x.flatten(1).to(self.work.dtype)
+        return F.pad(x.flatten(1).to(self.work.dtype), (0, 1), value=1.0)
 
     def read(self, rows: np.ndarray) -> Batch:
         at = torch.from_numpy(self.place[rows.ravel()]).to(self.flat.device)
-        x = self.room("x", len(at), self.flat.shape[1])
+        x = self.room("x", rows.size, self.flat.shape[1])
         torch.index_select(self.flat, 0, at, out=x)
         return {"x": x.view(*rows.shape, -1)}
 
@@ -145,133 +243,71 @@ class Dense(Stack):
             p.grad = grad
 
     def room(self, name: Any, *shape: int) -> Tensor:
-        """Memory that is kept from step to step."""
-        key = (name, *shape)
-        if key not in self.kept:
+        """Memory that is kept from step to step, of the last shape asked for and its batch size."""
+        key = (name, shape[-1])
+        if key not in self.kept or self.kept[key].shape != shape:
             self.kept[key] = torch.empty(shape, dtype=self.work.dtype, device=self.work.device)
         return self.kept[key]
 
-    def run(self, x: Tensor, count: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Outputs (m, c, b) of the first `count` members on x (b, p) or (m, b, p), and what each layer made."""
-        weights = [p.data for p in self.parameters()]
-        b = x.shape[-2]
-        per = weights[0].shape[0] // len(self.members) if len(self.parts) == 1 else 0
-        rows = per * count if per else len(weights[0])
-        w0, b0 = weights[0][:rows], weights[1][:rows].unsqueeze(1)
-        z = self.room("z0", rows, b)
-        if x.dim() == 2:
-            torch.addmm(b0, w0, x.t(), out=z)
-        else:
-            torch.baddbmm(b0.view(count, per, 1), w0.view(count, per, -1), x.transpose(1, 2), out=z.view(count, per, b))
-        if not self.depth:
-            return z.view(count, self.classes, b), [], []
-        zs, hs = [z], [self._activate(z, 0)]
-        for k in range(1, self.depth):
-            w, bias = weights[2 * k][:count], weights[2 * k + 1][:count].unsqueeze(2)
-            z = self.room(("z", k), count, w.shape[1], b)
-            torch.baddbmm(bias, w, hs[-1].view(count, -1, b), out=z)
-            zs.append(z)
-            hs.append(self._activate(z, k))
-        out = self.room("out", count, self.classes, b)
-        for j, (own, units) in enumerate(self._segments(count)):
-            w, bias = weights[2 * (self.depth + j)], weights[2 * (self.depth + j) + 1]
-            n = own.stop - own.start
-            h = hs[-1].view(-1, b)[units].view(n, -1, b)
-            torch.baddbmm(bias[:n].unsqueeze(2), w[:n], h, out=out[own])
-        return out, zs, hs
-
-    def _segments(self, count: int) -> list[tuple[slice, slice]]:
-        """Of every bucket its members and its units of the last hidden layer."""
-        found, start = [], 0
-        for part, wide in zip(self.parts, self.wide, strict=True):
-            own = slice(part.start, min(part.stop, count))
-            units = wide * (own.stop - own.start)
-            found.append((own, slice(start, start + units)))
-            start += units
-        return found
-
-    def _activate(self, z: Tensor, k: int) -> Tensor:
-        h = z if self.act[2] else self.room(("h", k), *z.shape)
-        self.act[0](z, h)
-        return h
+    def run(self, use: str, x: Tensor, count: int) -> Pass:
+        """Forward on x (b, p) or (m, b, p); what is prepared for a `use` is kept until its sizes change."""
+        key = count, x.shape[-2], x.dim() == 2
+        if use not in self.passes or self.passes[use].key != key:
+            self.passes[use] = Pass(self, *key)
+        self.passes[use].forward(x)
+        return self.passes[use]
 
     def compute(self, batch: Batch) -> Tensor:
-        x, target, count = batch["x"], batch["target"], self.active
-        out, zs, hs = self.run(x, count)
-        losses, delta = self._loss(out, target)
-        b = x.shape[-2]
-        grads = self.grads
-        if self.depth:
-            weights = [p.data for p in self.parameters()]
-            g = self.room(("g", self.depth), *hs[-1].shape)
-            for j, (own, units) in enumerate(self._segments(count)):
-                at, n = 2 * (self.depth + j), own.stop - own.start
-                d, h = delta[own], hs[-1].view(-1, b)[units].view(n, -1, b)
-                torch.bmm(d, h.transpose(1, 2), out=grads[at][:n])
-                torch.sum(d, 2, out=grads[at + 1][:n])
-                torch.bmm(weights[at][:n].transpose(1, 2), d, out=g.view(-1, b)[units].view(n, -1, b))
-            self.act[1](g, zs[-1], hs[-1])
-            for k in range(self.depth - 1, 0, -1):
-                wide = g.view(count, -1, b)
-                torch.bmm(wide, hs[k - 1].view(count, -1, b).transpose(1, 2), out=grads[2 * k][:count])
-                torch.sum(wide, 2, out=grads[2 * k + 1][:count])
-                before = self.room(("g", k), *hs[k - 1].shape)
-                torch.bmm(weights[2 * k][:count].transpose(1, 2), wide, out=before.view(count, -1, b))
-                self.act[1](before, zs[k - 1], hs[k - 1])
-                g = before
-        else:
-            g = delta
-        first = g.reshape(-1, b)
-        rows = len(first)
-        if x.dim() == 2:
-            torch.mm(first, x, out=grads[0][:rows])
-        else:
-            torch.bmm(first.view(count, -1, b), x, out=grads[0][:rows].view(count, -1, x.shape[2]))
-        torch.sum(first, 1, out=grads[1][:rows])
+        x = batch["x"]
+        made = self.run("train", x, self.active)
+        losses = self._loss(made.out, batch["target"], made.delta)
+        made.backward(x)
         return losses
 
-    def _loss(self, out: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Losses (m,) of outputs (m, c, b) and their gradient by the outputs."""
+    def _loss(self, out: Tensor, target: Tensor, delta: Tensor) -> Tensor:
+        """Losses (m,) of outputs (m, c, b); their gradient by the outputs is put into `delta`."""
         b = out.shape[2]
         model = self.model[0]
         if model.task == "classes":
-            delta, at = torch.softmax(out, 1), target.unsqueeze(1)
+            at = target.unsqueeze(1)
+            torch.softmax(out, 1, out=delta)
             # Of probabilities, so that a loss beyond 87 is told as 87: what is told alone, the gradient is exact.
-            losses = -delta.gather(1, at).clamp_(min=torch.finfo(torch.float32).tiny).log_().sum((1, 2)) / b
-            delta.scatter_add_(1, at, delta.new_full((1, 1, 1), -1.0).expand(at.shape))
-            return losses, delta.mul_(1 / b)
-        away = out - ((target - model.shift) / model.scale).to(out.dtype).unsqueeze(1)  # type: ignore[operator]
-        return away.square().sum((1, 2)) / b, away.mul(2 / b)
+            own = delta.gather(1, at).clamp_(min=torch.finfo(torch.float32).tiny).log_()
+            delta.scatter_add_(1, at, self.minus.expand(at.shape)).mul_(1 / b)
+            return own.sum((1, 2)).mul_(-1 / b)
+        torch.sub(out, ((target - model.shift) / model.scale).to(out.dtype).unsqueeze(1), out=delta)  # type: ignore[operator]
+        losses = delta.square().sum((1, 2)).mul_(1 / b)
+        delta.mul_(2 / b)
+        return losses
 
     def outputs(self, index: np.ndarray) -> Tensor:
         parts = []
         with torch.no_grad():
             for start in range(0, len(index), 512):
-                out, *_ = self.run(self.features(index[start : start + 512]), len(self.members))
-                parts.append(out.transpose(1, 2).clone())
+                made = self.run("read", self.features(index[start : start + 512]), len(self.members))
+                parts.append(made.out.transpose(1, 2).clone())
         return torch.cat(parts, 1)
 
     def alone(self, i: int, index: np.ndarray) -> Tensor:
         model = self.member(i)
         parts = [index[k : k + 512] for k in range(0, len(index), 512)]
         with torch.no_grad():
-            return torch.cat([model.head(model.encoder.trunk.net(self.features(at))) for at in parts])  # type: ignore
+            net: Any = _trunk(model).net
+            return torch.cat([model.head(net(self.features(at)[:, :-1])) for at in parts])
 
     def member(self, i: int) -> Supervised:
         made = self.work.build(self.members[i])
-        values = dict(zip([n for n, _ in self.named_parameters()], self.parameters(), strict=True))
-        names = [f"encoder.trunk.net.{k}.linear" for k in range(self.depth)] + ["head"]
+        values = {name: p.data for name, p in self.named_parameters()}
+        first = values["first"][torch.from_numpy(self.owners[self.get_parameter("first")] == i)]
         part = next(j for j, p in enumerate(self.parts) if p.start <= i < p.stop)
-        units = self.owners[values["first/weight"]] == i
-        with torch.no_grad():
-            for k, name in enumerate(names):
-                for kind in ("weight", "bias"):
-                    own = made.get_parameter(f"{name}.{kind}")
-                    if k == 0:
-                        value = values[f"first/{kind}"][torch.from_numpy(units)]
-                    else:
-                        value = values[f"{k}/{part}/{kind}"][i - self.parts[part].start]
-                    own.copy_(value[tuple(slice(s) for s in own.shape)])
+        for k, name in enumerate(self._names()):
+            for kind in ("weight", "bias"):
+                if k == 0:
+                    value = first[:, :-1] if kind == "weight" else first[:, -1]
+                else:
+                    value = values[f"{k}/{part}/{kind}"][i - self.parts[part].start]
+                own = made.get_parameter(f"{name}.{kind}").data
+                own.copy_(value[tuple(slice(n) for n in own.shape)])
         return made
 
 

@@ -300,7 +300,7 @@ def _bytes(model: Supervised, member: Member, work: Work, dense: bool) -> float:
         units = 2 * trunk.depth * trunk.width + 4 * model.outputs + _inputs(model)
     else:
         units = 4 * _activations(model, member, work) / batch
-    return each * (weights * (3 + SLOTS[work.optimizer]) + batch * units)
+    return each * (weights * (3 + len(SLOTS[work.optimizer])) + batch * units)
 
 
 def _activations(model: Supervised, member: Member, work: Work) -> int:
@@ -388,7 +388,7 @@ def optimizer_of(stack: Stack, start: int = 0) -> Each:
     own, work = stack.members, stack.work
     optimizer = Each(
         stack.owners,
-        stack.matrices,
+        stack.decayed,
         lambda: stack.active,
         kind=work.optimizer,
         rates=np.array([m.lr for m in own]),

@@ -118,15 +118,15 @@ class Stack(Objective):
         self.active = len(members)
         self.steps = np.array([m.steps for m in members])
         self.owners: dict[nn.Parameter, np.ndarray] = {}
-        self.matrices: set[nn.Parameter] = set()
+        self.decayed: dict[nn.Parameter, slice] = {}
 
-    def own(self, name: str, value: Tensor, owner: np.ndarray, matrix: bool) -> nn.Parameter:
-        """Register a stacked parameter whose first axis belongs to the members `owner`."""
+    def own(self, name: str, value: Tensor, owner: np.ndarray, decayed: slice | None) -> nn.Parameter:
+        """Register a stacked parameter whose first axis belongs to the members `owner`, and what of its last decays."""
         p = nn.Parameter(value)
         self.register_parameter(name.replace(".", "/"), p)
         self.owners[p] = owner
-        if matrix:
-            self.matrices.add(p)
+        if decayed is not None:
+            self.decayed[p] = decayed
         return p
 
     def batches(self, step: int) -> Batch:
@@ -188,7 +188,7 @@ class Modules(Stack):
         for name, like in parts[0].items():
             value = stacked([p[name].data for p in parts])
             self.grads[name] = torch.zeros_like(value)
-            kept = self.own(name, value, everyone, like.dim() > 1)
+            kept = self.own(name, value, everyone, slice(None) if like.dim() > 1 else None)
             for i, p in enumerate(parts):  # the members are views: what moves the stack moves them
                 p[name].data, p[name].grad = kept.data[i], self.grads[name][i]
         own = [dict(m.named_buffers()) for m in self.models]
