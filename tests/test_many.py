@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,10 +21,11 @@ from torch import nn
 from modicum.core.errors import UserError, Warned
 from modicum.diagnostics._rows import Given, given
 from modicum.objectives.supervised import Supervised
-from modicum.training import many
+from modicum.training import many, states
 from modicum.training.batches import Batches
+from modicum.training.divide import WASTE, divide, shared_out
 from modicum.training.fit import fit
-from modicum.training.many import Member, Work, divide, train
+from modicum.training.many import Member, Work, train
 from modicum.training.optim import adamw, groups
 
 PLAIN = "mlp(width={}, depth={}, norm='none', act='{}')"
@@ -138,7 +144,7 @@ def test_padding_stays_zero_and_wastes_little() -> None:
     for reading in train(members, work):
         stack: Any = reading.stack
         padded = sum(w * (p.stop - p.start) for p, w in zip(stack.parts, stack.wide, strict=True))
-        assert 1 - sum(stack.widths) / padded < many.WASTE
+        assert 1 - sum(stack.widths) / padded < WASTE
         for k, width in enumerate(stack.widths):
             weight = stack.get_parameter("first")
             first = weight[torch.from_numpy(stack.owners[weight] == k)]
@@ -199,7 +205,7 @@ def test_a_stack_goes_on_bit_for_bit_after_a_stop(plan: str, tmp_path: Path, mon
     def stop(done: int, total: int) -> None:
         raise Stop
 
-    original = many._save
+    original = states.save
 
     def save(place: Path, stack: Any, optimizer: Any, step: int) -> None:
         nonlocal calls
@@ -208,7 +214,7 @@ def test_a_stack_goes_on_bit_for_bit_after_a_stop(plan: str, tmp_path: Path, mon
         if calls == 17:
             raise Stop
 
-    monkeypatch.setattr(many, "_save", save)
+    monkeypatch.setattr(states, "save", save)
     with pytest.raises(Stop):
         weights(members, work, plan, tmp_path / "m")
     again = weights(members, work, plan, tmp_path / "m")
@@ -222,7 +228,7 @@ def test_a_stack_goes_on_bit_for_bit_after_a_stop(plan: str, tmp_path: Path, mon
 
 def weights(members: list[Member], work: Work, plan: str, folder: Path | None) -> dict[str, torch.Tensor]:
     out = {}
-    for reading in train(members, work, at=(10,), plan=plan, folder=folder):
+    for reading in train(members, work, at=(10, 500), plan=plan, folder=folder):
         for k, number in enumerate(reading.numbers):
             state = reading.member(k).state_dict()
             out |= {f"{reading.step} {number} {key}": value.clone() for key, value in state.items()}
@@ -243,11 +249,52 @@ def test_processes_share_the_stacks(tmp_path: Path) -> None:
     assert all(torch.equal(alone[k], spread[k]) for k in alone)
 
 
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_many import small_cohort
+from modicum.training.many import train
+
+if __name__ == "__main__":
+    for reading in train(*small_cohort(), at=(10, 500), folder=Path(sys.argv[1]), workers=2):
+        pass
+"""
+
+
+def small_cohort() -> tuple[list[Member], Work]:
+    rng = np.random.default_rng(0)
+    work = Work.of_features(rng.standard_normal((400, 12)).astype(np.float32), rng.integers(0, 3, 400), 3)
+    specs = [PLAIN.format(w, 1, "relu") for w in (32, 3, 20)]
+    return [Member(np.arange(300), None, s, k, lr=1e-2, steps=2000, batch=32) for k, s in enumerate(specs)], work
+
+
+def test_processes_killed_by_sigkill_are_taken_over_bit_for_bit(tmp_path: Path) -> None:
+    script, cut, whole = tmp_path / "killed.py", tmp_path / "cut", tmp_path / "whole"
+    script.write_text(KILLED)
+    ask = [sys.executable, str(script), str(cut), str(Path(__file__).parent)]
+    begun, until = subprocess.Popen(ask, start_new_session=True), time.monotonic() + 60
+    while not list(cut.glob("*/read-*500.*")) and time.monotonic() < until:
+        time.sleep(0.01)
+    os.killpg(begun.pid, signal.SIGKILL)
+    begun.wait()
+    assert list(cut.glob("*/read-*"))
+    whole.mkdir()
+    (whole / "members.json").write_bytes((cut / "members.json").read_bytes())  # so that both are divided alike
+    members, work = small_cohort()
+    with many.threads(1):
+        expected = weights(members, work, "dense", whole)
+        again = weights(members, work, "dense", cut)
+    assert len(list(cut.glob("000*"))) == 2
+    assert expected.keys() == again.keys()
+    assert all(torch.equal(expected[k], again[k]) for k in expected)
+
+
 def test_stacks_fit_the_memory_given() -> None:
     work = digits().work()
     members = cohort([PLAIN.format(64, 1, "relu")] * 12, work, False, (5,))
     assert len(divide(members, work)) == 1
-    chunks = divide(members, work, memory=6e5)
+    chunks = divide(members, work, memory=2e6)
     assert len(chunks) > 3
     assert sorted(i for c in chunks for i in c.numbers) == list(range(12))
     with pytest.raises(UserError, match=r"takes about .* GB and .* GB may be used: lower its width"):
@@ -261,6 +308,28 @@ def test_a_member_that_diverges_is_told() -> None:
         list(train(members, work))
 
 
+def test_the_folder_remembers_how_it_was_divided(tmp_path: Path) -> None:
+    work = digits().work()
+    members = cohort([PLAIN.format(16, 1, "relu")] * 6, work, False, (5,))
+    most = divide(members, work)
+    parts = divide(members, work, memory=8e5)
+    assert len(parts) > len(most)
+    list(train(members, work, folder=tmp_path, memory=8e5))
+    assert [r.numbers for r in train(members, work, folder=tmp_path)] == [c.numbers for c in parts]
+
+
+def test_processes_get_chunks_of_about_the_same_work() -> None:
+    work = digits().work()
+    for specs, shared in ((["mlp(width=8)"] * 5, False), ([PLAIN.format(w, 1, "relu") for w in range(3, 20)], True)):
+        members = cohort(specs, work, shared, (9,))
+        chunks = shared_out(divide(members, work), members, 2)
+        assert sorted(i for c in chunks for i in c.numbers) == list(range(len(specs)))
+        assert abs(len(chunks[0].numbers) - len(chunks[1].numbers)) <= len(chunks[0].buckets or [1])
+        assert all(c.buckets is None or sum(c.buckets) == len(c.numbers) for c in chunks)
+    lone = members[:1]
+    assert len(shared_out(divide(lone, work), lone, 2)) == 1
+
+
 BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "no members": (lambda: list(train([], digits().work())), "no members to train"),
     "no rows": (lambda: Member(np.empty(0, int)), "at least one row"),
@@ -272,6 +341,16 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
     "width": (
         lambda: list(train([Member(np.arange(9), None, "mlp(width=0)")], digits().work())),
         "width of at least 1",
+    ),
+    "loop of mixed widths": (
+        lambda: list(
+            train(
+                cohort([PLAIN.format(w, 1, "relu") for w in WIDTHS], digits().work(), True, (1,)),
+                digits().work(),
+                plan="loop",
+            )
+        ),
+        "plan 'loop' cannot train .* and members of other widths; it can: dense",
     ),
     "unlabelled": (
         lambda: list(train([Member(np.arange(3), np.array([0, -1, 2]))], digits().work())),
@@ -292,9 +371,26 @@ def test_bad_asks_are_refused_by_name(name: str) -> None:
         call()
 
 
-def test_another_ask_does_not_go_on_in_the_same_folder(tmp_path: Path) -> None:
-    work = digits().work()
-    members = cohort([PLAIN.format(8, 1, "relu")] * 2, work, False, (3,))
-    list(train(members, work, folder=tmp_path))
+@pytest.mark.parametrize("change", ["members", "features", "targets"])
+def test_another_ask_does_not_go_on_in_the_same_folder(change: str, tmp_path: Path) -> None:
+    x, y, rows = np.eye(8, dtype=np.float32), np.arange(8), np.arange(8)
+    members = [Member(rows, None, PLAIN.format(4, 1, "relu"), seed, steps=3) for seed in (0, 1)]
+    list(train(members, Work.of_features(x, y, 8), folder=tmp_path))
+    list(train(members, Work.of_features(x, y, 8), folder=tmp_path))
+    asks = {
+        "members": (members[:1], Work.of_features(x, y, 8)),
+        "features": (members, Work.of_features(x[::-1], y, 8)),
+        "targets": (members, Work.of_features(x, y[::-1].copy(), 8)),
+    }
     with pytest.raises(UserError, match="holds other members than these"):
-        list(train(members[:1], work, folder=tmp_path))
+        list(train(*asks[change], folder=tmp_path))
+
+
+def test_another_torch_is_told(tmp_path: Path) -> None:
+    work = Work.of_features(np.eye(8, dtype=np.float32), np.arange(8), 8)
+    members = [Member(np.arange(8), None, PLAIN.format(4, 1, "relu"), steps=3)]
+    list(train(members, work, folder=tmp_path))
+    file = tmp_path / "members.json"
+    file.write_text(file.read_text().replace(torch.__version__, "2.0.0"))
+    with pytest.warns(Warned, match=r"was begun with torch 2\.0\.0"):
+        list(train(members, work, folder=tmp_path))

@@ -24,6 +24,9 @@ from modicum.training.work import Member, Work
 
 aten = torch.ops.aten
 
+READ = 512
+"""Rows that outputs are computed of at a time."""
+
 Forward = Callable[[Tensor, Tensor], Any]
 Backward = Callable[[Tensor, Tensor, Tensor], Any]
 ACTIVATIONS: dict[str, tuple[Forward, Backward, bool, bool]] = {
@@ -283,14 +286,14 @@ class Dense(Stack):
     def outputs(self, index: np.ndarray) -> Tensor:
         parts = []
         with torch.no_grad():
-            for start in range(0, len(index), 512):
-                made = self.run("read", self.features(index[start : start + 512]), len(self.members))
+            for start in range(0, len(index), READ):
+                made = self.run("read", self.features(index[start : start + READ]), len(self.members))
                 parts.append(made.out.transpose(1, 2).clone())
         return torch.cat(parts, 1)
 
     def alone(self, i: int, index: np.ndarray) -> Tensor:
         model = self.member(i)
-        parts = [index[k : k + 512] for k in range(0, len(index), 512)]
+        parts = [index[k : k + READ] for k in range(0, len(index), READ)]
         with torch.no_grad():
             net: Any = _trunk(model).net
             return torch.cat([model.head(net(self.features(at)[:, :-1])) for at in parts])
