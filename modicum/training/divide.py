@@ -13,8 +13,10 @@ import torch
 
 from modicum.core.errors import UserError
 from modicum.objectives.supervised import Supervised
+from modicum.training.abreast import Abreast
 from modicum.training.dense import READ, eligible, pads
 from modicum.training.each import SLOTS
+from modicum.training.stack import Modules, timed
 from modicum.training.work import Member, Work
 
 WASTE = 0.25
@@ -61,6 +63,8 @@ def divide(members: Sequence[Member], work: Work, memory: float | None = None) -
             trunk: Any = model.encoder.trunk
             width = 0 if pads(model) and trunk.depth else trunk.width
             groups.setdefault(("dense", batch, trunk.depth, trunk.act, width), []).append(i)
+        elif Abreast.can(model):
+            groups.setdefault(("abreast", batch, Abreast.kind(model)), []).append(i)
         else:
             groups.setdefault(("modules", batch, m.encoder), []).append(i)
     out: list[Chunk] = []
@@ -68,9 +72,30 @@ def divide(members: Sequence[Member], work: Work, memory: float | None = None) -
         if key[0] == "modules":
             out += _fitting(Chunk(sorted(numbers, key=lambda i: -members[i].steps)), members, shapes, work, free)
             continue
+        if key[0] == "abreast":
+            trunks: dict[int, Any] = {i: shapes[members[i].encoder].encoder.trunk for i in numbers}
+            widths = {i: int(t.width) for i, t in trunks.items()}
+            for bucket in _buckets(numbers, widths, members):
+                for chunk in _fitting(Chunk(bucket), members, shapes, work, free):
+                    out += _together(chunk, members, work)
+            continue
         for chunk in _dense(numbers, members, shapes, key):
             out += _fitting(chunk, members, shapes, work, free)
     return out
+
+
+def _together(chunk: Chunk, members: Sequence[Member], work: Work) -> list[Chunk]:
+    """Convolutional nets of several widths as one stack, or as one a width where a short trial finds that faster."""
+    specs: dict[str, list[int]] = {}
+    for i in chunk.numbers:
+        specs.setdefault(members[i].encoder, []).append(i)
+    if len(specs) == 1:
+        return [chunk]
+    plans = ("loop", "grouped")
+    alone = [min(timed(Modules([members[i] for i in own], work, p)) for p in plans) for own in specs.values()]
+    if timed(Modules([members[i] for i in chunk.numbers], work, "grouped")) < sum(alone):
+        return [chunk]
+    return [Chunk(own) for own in specs.values()]
 
 
 def shared_out(chunks: list[Chunk], members: Sequence[Member], workers: int) -> list[Chunk]:

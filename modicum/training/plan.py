@@ -30,13 +30,15 @@ def choose(own: list[Member], work: Work, chunk: Chunk, plan: str | None) -> dic
         one = len({m.encoder for m in own}) == 1
         plans = ["dense", "loop"] if one and not light else ["dense"]
         others = ["loop", "vmap"] if one else []
+    elif len({m.encoder for m in own}) > 1:
+        plans, others = ["grouped"], []
     else:
         plans = ["loop", *(["vmap"] if work.source.rows(own[0].rows[:1]) else [])]
         plans += ["grouped"] if Abreast.can(model) else []
         others = ["loop", "vmap"]
     if plan is not None:
         if plan not in {*plans, *others}:
-            what = " and members of other widths" if chunk.dense and not others else ""
+            what = "" if others else " and members of other widths"
             raise UserError(f"plan '{plan}' cannot train '{own[0].encoder}'{what}; it can: {', '.join(plans)}")
         plans = [plan]
     now = torch.get_num_threads()

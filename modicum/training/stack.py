@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modicum.core import seeds
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.objectives.supervised import Supervised
-from modicum.training.abreast import Abreast
+from modicum.training.abreast import Abreast, corners, widened
 from modicum.training.apply import evaluating
 from modicum.training.work import Member, Work
 
@@ -181,6 +181,11 @@ class Modules(Stack):
         super().__init__(members, work)
         self.plan = plan
         self.models = [work.build(m) for m in members]
+        self.padded = len({m.encoder for m in members}) > 1
+        if self.padded:
+            trunks: list[Any] = [model.encoder.trunk for model in self.models]
+            wide = self.models[int(np.argmax([t.width for t in trunks]))]
+            self.models = [widened(model, wide) for model in self.models]
         self.grads: dict[str, Tensor] = {}
         self.buffers_: dict[str, Tensor] = {}
         everyone = np.arange(len(members))
@@ -275,7 +280,15 @@ class Modules(Stack):
         return torch.stack(out)
 
     def member(self, i: int) -> Supervised:
-        return copy.deepcopy(self.models[i])
+        if not self.padded:
+            return copy.deepcopy(self.models[i])
+        made = self.work.build(self.members[i])
+        places = corners(made, self.models[i])
+        values = dict(self.models[i].named_parameters()) | dict(self.models[i].named_buffers())
+        with torch.no_grad():
+            for name, x in [*made.named_parameters(), *made.named_buffers()]:
+                x.copy_(values[name][places[name]])
+        return made
 
 
 class Plain(nn.Module):
