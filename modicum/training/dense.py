@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from modicum.core.types import Batch
 from modicum.nn.trunks.mlp import Mlp
 from modicum.objectives.supervised import Supervised
-from modicum.training.stack import Stack
+from modicum.training.stack import Stack, gradient
 from modicum.training.work import Member, Work
 
 aten = torch.ops.aten
@@ -193,7 +193,7 @@ class Dense(Stack):
         self.wide: list[int] = [max(self.widths[p]) for p in self.parts]
         self.classes = models[0].outputs
         self._stack(models)
-        self.grads = [torch.zeros_like(p) for p in self.parameters()]
+        self.grads = [gradient(p) for p in self.parameters()]
         self.kept: dict[Any, Tensor] = {}
         self.minus = torch.full((1, 1, 1), -1.0, dtype=work.dtype, device=work.device)
         self.passes: dict[str, Pass] = {}
@@ -240,10 +240,6 @@ class Dense(Stack):
         x = self.room("x", rows.size, self.flat.shape[1])
         torch.index_select(self.flat, 0, at, out=x)
         return {"x": x.view(*rows.shape, -1)}
-
-    def publish(self) -> None:
-        for p, grad in zip(self.parameters(), self.grads, strict=True):
-            p.grad = grad
 
     def room(self, name: Any, *shape: int) -> Tensor:
         """Memory that is kept from step to step, of the last shape asked for and its batch size."""
