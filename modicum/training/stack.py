@@ -138,7 +138,7 @@ class Stack(Objective):
 
     @abstractmethod
     def compute(self, batch: Batch) -> Tensor:
-        """The active members' losses (a,); their gradients are put into the tensors that the parameters have them in."""
+        """The active members' losses (a,); their gradients are put into those that the parameters have."""
 
     @abstractmethod
     def outputs(self, index: np.ndarray) -> Tensor:
