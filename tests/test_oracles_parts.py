@@ -51,7 +51,7 @@ def test_cross_entropy_of_two_models() -> None:
     plain = logsumexp(z, -1).mean(0) - logsumexp(z.mean(0), -1)
     assert plain.mean() == pytest.approx(0.106, abs=1.5e-3)
     assert d.variance.mean == pytest.approx(2 * plain.mean(), rel=1e-12)
-    assert d.variance.mean == pytest.approx(truth, rel=0.02), "the jackknife leaves what is of second order in 1/N"
+    assert d.variance.mean == pytest.approx(truth, rel=0.03), "the jackknife leaves what is of second order in 1/N"
     more = decomposed(0.7 * np.random.default_rng(2).normal(size=(6, n, 10)), np.zeros(n, int), "cross-entropy")
     near(more.rows["variance"], truth)
     near(more.rows["bias"], np.log(10))
@@ -168,7 +168,7 @@ def test_variance_is_optimisation_error_and_estimation_variance() -> None:
         assert d.bias.mean == pytest.approx(approximation + estimation_bias, rel=1e-9)
         assert d.variance.mean == pytest.approx(optimisation + estimation_variance, rel=1e-9)
     assert parts["erm"].bias.low < risk(best) < parts["erm"].bias.high
-    assert parts["gd"].bias.mean > 1.2 * risk(best)
+    assert parts["gd"].bias.mean > 1.1 * risk(best)
     assert risk(stopped) < risk(minimisers)
 
 
