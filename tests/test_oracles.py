@@ -5,7 +5,9 @@ docs/oracles.md lists every oracle with the test that holds it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -261,3 +263,13 @@ def test_the_curve_is_that_of_the_cholesky_form() -> None:
         factor = np.linalg.cholesky(gram)
         f = cross @ np.linalg.solve(factor.T, np.linalg.solve(factor, y))
         assert ((f - t) ** 2).sum(1).mean() == pytest.approx(found.loss[block.stop - 1], rel=1e-9)
+
+
+def test_the_page_of_oracles_names_tests_that_exist() -> None:
+    folder = Path(__file__).parent
+    page = (folder.parent / "docs/oracles.md").read_text("utf-8")
+    here = "".join(p.read_text("utf-8") for p in folder.glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page))
+    assert len(named) > 25
+    missing = [n for n in named if f"def {n}(" not in here and not (folder / f"{n}.py").exists()]
+    assert not missing, missing
