@@ -130,6 +130,7 @@ def test_members_equal_their_separately_trained_twins(name: str, monkeypatch: py
     for reading in train(members, work, plan=plan):
         assert reading.last
         assert getattr(reading.stack, "padded", False) == ("convnets of mixed" in name)
+        assert (reading.plan["plan"] == "dense") == (not plan and "mixer" not in name)
         seen += reading.numbers
         for k, number in enumerate(reading.numbers):
             assert apart(reading.member(k), twin(members[number], work)) < 1e-9, (number, reading.plan)

@@ -70,8 +70,8 @@ def eligible(model: Supervised) -> bool:
     trunk = getattr(encoder, "trunk", None)
     if not isinstance(trunk, Mlp) or encoder.pool not in ("own", "mean") or encoder.embed.ragged or encoder.embed.first:
         return False
-    plain = trunk.over == "sample" and trunk._used == "none" and not trunk.dropout and trunk.act in ACTIVATIONS
-    return plain and next(encoder.embed.parameters(), None) is None
+    bare = not trunk.depth or (trunk._used == "none" and not trunk.dropout)
+    return trunk.over == "sample" and bare and trunk.act in ACTIVATIONS and next(encoder.embed.parameters(), None) is None
 
 
 def pads(model: Supervised) -> bool:
