@@ -71,7 +71,8 @@ def eligible(model: Supervised) -> bool:
     if not isinstance(trunk, Mlp) or encoder.pool not in ("own", "mean") or encoder.embed.ragged or encoder.embed.first:
         return False
     bare = not trunk.depth or (trunk._used == "none" and not trunk.dropout)
-    return trunk.over == "sample" and bare and trunk.act in ACTIVATIONS and next(encoder.embed.parameters(), None) is None
+    plain = trunk.over == "sample" and bare and trunk.act in ACTIVATIONS
+    return plain and next(encoder.embed.parameters(), None) is None
 
 
 def pads(model: Supervised) -> bool:
