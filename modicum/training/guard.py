@@ -14,7 +14,7 @@ class Diverged(UserError):
 
 
 class Guard:
-    """Watches the logged rows {"step", "loss", "rank", "spread", "lr", "projected", "triplets"} of one run of `steps`."""
+    """Watches the logged rows {"step", "loss", "lr", "rank", "spread", "projected", "triplets"} of a run of `steps`."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.warned = steps, False
