@@ -308,6 +308,26 @@ def test_hints_on_views_go_to_every_term(tmp_path: Path) -> None:
     assert parts[1].transform.crop == (0.9, 1.0) != parts[0].transform.crop
 
 
+@pytest.mark.parametrize("beside", ["{}", "simclr() + {}"])
+def test_a_classifier_sees_rows_as_they_are_unless_views_are_asked_for(tmp_path: Path, beside: str) -> None:
+    """The data's hints go under views that are asked for, written as a call or as a dictionary."""
+    for text, crop in (
+        ("supervised()", None),
+        ("supervised(views=views(crop=(.5, 1.)))", (0.5, 1.0)),
+        ("supervised(views={'crop': (.5, 1.)})", (0.5, 1.0)),
+    ):
+        run = modicum.pretrain(
+            "digits", objective=beside.format(text), out=tmp_path / f"{text}{beside}", limit=100, **small.TINY
+        )
+        objective = modicum.load(run).objective
+        own = objective.parts[1] if hasattr(objective, "parts") else objective
+        batch = {"image": zoo.images()[1]["image"], "target": torch.arange(12) % 10}
+        if crop is None:
+            assert own.corrupt(batch, seeds.generator(0)) is batch
+        else:
+            assert (own.transform.crop, own.transform.flip) == (crop, 0)
+
+
 # The variational autoencoder
 
 

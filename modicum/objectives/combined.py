@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
-from modicum.core.spec import Make, build, text_of
+from modicum.core.spec import build, hinted, text_of
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.nn.encoder import Tower
 
@@ -30,8 +30,7 @@ class Combined(Objective):
             raise UserError(f"a sum wants weights above 0; got {text_of({'sum': terms})}")
         self.encoder, self.terms, self.context = encoder, terms, context or {}
         given: dict[str, Any] = {**self.context, "encoder": encoder}
-        hints = self.context.get("views", {})
-        given["views"] = Make(lambda own: {**hints, **(own["args"] if own else {})})
+        given["views"] = hinted(self.context.get("views", {}))
         self.parts = nn.ModuleList(build("objective", spec, **given) for _, spec in terms)
         self.uses_labels = any(part.uses_labels for part in self.parts)
         if any(part.roles for part in self.parts):

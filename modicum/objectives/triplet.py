@@ -64,16 +64,18 @@ class Triplet(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         pooled = self.encoder(corrupted["views"]).pooled
         z = F.normalize(self.head(pooled).float(), dim=1)
+        metrics = {**spread(pooled[:128]), "projected": spread(z[:128])["spread"]}
         if self.from_file:
             anchor, positive, negative = z.view(3, -1, self.out)
-            return triplet(anchor, positive, negative, self.margin), spread(pooled[:128])
+            loss = triplet(anchor, positive, negative, self.margin)
+            return loss, {"triplets": torch.ones_like(loss.detach()), **metrics}
         known = corrupted["target"] >= 0
         z, labels, drawn = z[known], corrupted["target"][known], corrupted["drawn"][known]
         found = mine(z, labels, self.mining, drawn)
         # Anchors without a fitting negative count 0, so that the loss is a mean over the labelled rows.
         share = len(found.anchor) / max(1, len(z))
         loss = triplet(z[found.anchor], z[found.positive], z[found.negative], self.margin) * share
-        return loss + 0 * z.sum(), {"triplets": loss.new_tensor(share), **spread(pooled[:128])}
+        return loss + 0 * z.sum(), {"triplets": z.new_tensor(share), **metrics}
 
     def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}
