@@ -52,7 +52,8 @@ def material(objective: Any, batch: dict[str, Tensor], seed: int = 0) -> Any:
 def test_the_momentum_rises_to_one_along_a_cosine() -> None:
     momentum = rising(0.9, 400)
     assert [momentum(k) for k in (0, 200, 400, 900)] == pytest.approx([0.9, 0.95, 1, 1])
-    assert [rising(0.99, steps)(0) for steps in (10, 100, 1000, 9000)] == pytest.approx([0, 0.8, 0.98, 0.99])
+    assert [rising(None, steps)(0) for steps in (10, 100, 1000, 9000)] == pytest.approx([0, 0.8, 0.98, 0.99])
+    assert [rising(m, 100)(0) for m in (0.99, 0.996)] == pytest.approx([0.99, 0.996])  # asked for, it is kept
     assert rising(0.9, 0)(10**6) == 0.9
 
 

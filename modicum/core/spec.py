@@ -205,7 +205,7 @@ def build(kind: str, spec: Spec | str, **given: Any) -> Any:
     for key, value in args.items():
         maker = given.get(key)
         if isinstance(maker, Make) and isinstance(value, Mapping):
-            args[key] = maker.call(value if _is_spec(value) else {"args": dict(value)})
+            args[key] = maker.call(dict(value) if _is_spec(value) else {"args": dict(value)})
         elif _is_spec(value):
             args[key] = _nested(key, value)
         else:

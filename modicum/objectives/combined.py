@@ -12,6 +12,9 @@ from modicum.core.spec import build, hinted, text_of
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.nn.encoder import Tower
 
+NEAREST = ("spread", "projected", "rank")
+"""Measures of which several terms' lowest, the nearest to a collapse, is told; others go by the term's name."""
+
 
 @final
 class Combined(Objective):
@@ -63,8 +66,11 @@ class Combined(Objective):
         metrics: dict[str, Tensor] = {}
         for label, (own, found) in zip(self.labels, outs, strict=True):
             metrics[f"{label} loss"] = own.detach()
-            for key, value in found.items():  # of several, the one nearest to a collapse
-                metrics[key] = torch.minimum(metrics[key], value) if key in metrics else value
+            for key, value in found.items():
+                if key in metrics and key in NEAREST:
+                    metrics[key] = torch.minimum(metrics[key], value)
+                else:
+                    metrics[f"{label} {key}" if key in metrics else key] = value
         assert isinstance(loss, Tensor)
         return loss, metrics
 

@@ -30,15 +30,19 @@ class Triplet(Objective):
         self,
         encoder: Tower,
         margin: float | None = 0.2,
-        mining: str = "semi-hard",
+        mining: str | None = None,
         hidden: int = 256,
         out: int = 128,
         views: dict[str, Any] | None = None,
         from_file: bool = False,
     ) -> None:
         super().__init__()
-        if mining not in HOW:
+        if mining is not None and mining not in HOW:
             raise unknown("mining", mining, HOW)
+        if mining is not None and from_file:
+            raise UserError(
+                f"triplet(mining='{mining}') chooses among labelled rows; --triplets gives them: leave it out"
+            )
         if min(hidden, out) < 1 or (margin is not None and margin < 0):
             raise UserError(
                 f"triplet wants margin >= 0 or None, hidden and out of at least 1; got {margin=}, {hidden=}, {out=}"
@@ -71,7 +75,7 @@ class Triplet(Objective):
             return loss, {"triplets": torch.ones_like(loss.detach()), **metrics}
         known = corrupted["target"] >= 0
         z, labels, drawn = z[known], corrupted["target"][known], corrupted["drawn"][known]
-        found = mine(z, labels, self.mining, drawn)
+        found = mine(z, labels, self.mining or "semi-hard", drawn)
         # Anchors without a fitting negative count 0, so that the loss is a mean over the labelled rows.
         share = len(found.anchor) / max(1, len(z))
         loss = triplet(z[found.anchor], z[found.positive], z[found.negative], self.margin) * share

@@ -232,7 +232,8 @@ def _job(
     if objective.uses_labels and asked["transductive"]:
         raise UserError(f"--transductive shows the test rows without labels; {text_of(goal)} would learn theirs")
     if objective.uses_labels and (labels is None or not labels.known[rows.train].any()):
-        raise UserError(f"{text_of(goal)} needs labels of at least some rows: name their column with --label")
+        file = ", or give --triplets FILE" if goal.get("name") == "triplet" else ""
+        raise UserError(f"{text_of(goal)} needs labels of at least some rows: name their column with --label{file}")
     return Job(objective, packed, kept, rows, labels, device, {**plan, "steps": steps}, start, tuples)
 
 
