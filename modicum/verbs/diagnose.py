@@ -71,13 +71,17 @@ def diagnose(
 
 
 def check_folder(out: Path, force: bool) -> None:
-    """Refuse a place that holds something other than an older finding; that one only without --force."""
-    begun = out.is_dir() and {p.name for p in out.iterdir()} <= {MEMBERS}
-    if begun and force:
-        shutil.rmtree(out / MEMBERS, ignore_errors=True)
-    if out.is_file() or (out.is_dir() and not begun and not (force and (out / "finding.json").is_file())):
-        how = "or --force to replace it" if (out / "finding.json").is_file() else "it is no finding of modicum diagnose"
+    """Refuse a place that holds something other than a finding, or one not begun to be replaced, without `force`.
+
+    What was begun goes on; with `force` the members of killed trainings are removed, and it begins anew.
+    """
+    inside = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    found, begun = "finding.json" in inside, MEMBERS in inside
+    if out.is_file() or (inside - {MEMBERS} and not (found and (begun or force))):
+        how = "or --force to replace it" if found else "it is no finding of modicum diagnose"
         raise UserError(f"{out} exists: choose another --out, {how}")
+    if force:
+        shutil.rmtree(out / MEMBERS, ignore_errors=True)
 
 
 def commands() -> dict[str, Callable[..., Finding]]:
@@ -107,7 +111,8 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
         **options: Any,
     ) -> Finding:
         folder = Path(out) if out is not None else Path("runs") / f"{name}-{Path(str(data)).stem}"
-        force = force or (out is None and (folder / "finding.json").is_file())
+        done = (folder / "finding.json").is_file() and not (folder / MEMBERS).exists()
+        force = force or (out is None and done)
         finding = diagnose(name, data, workers=workers, device=device, out=folder, force=force, **options)
         say(f"{finding.words}\n")
         return finding
