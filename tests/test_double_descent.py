@@ -12,7 +12,7 @@ from modicum.core.errors import UserError
 from modicum.diagnostics._finding import Finding
 from modicum.diagnostics._matrix import Cell, Kept, Matrix, effective, noisy
 from modicum.diagnostics._rows import given
-from modicum.diagnostics.double_descent import double_descent, geometric, stopped
+from modicum.diagnostics.double_descent import WIDTHS, along, double_descent, geometric, plan, stopped, words
 from modicum.training.many import Member, train
 
 SMALL: dict[str, Any] = {"draws": 3, "epochs": 12, "limit": 100}
@@ -53,9 +53,46 @@ def test_numbers_and_other_trunks() -> None:
     ("convnet", "width", "1,4"), ("transformer", "width", "4,8"), ("convnet", "depth", "1,2"),
 ])  # fmt: skip
 def test_other_trunks_are_varied_too(encoder: str, over: str, values: str) -> None:
-    found = double_descent(encoder=encoder, over=over, values=values, width=4, draws=2, epochs=1, limit=40)
+    width = None if over == "width" else 4
+    found = double_descent(encoder=encoder, over=over, values=values, width=width, draws=2, epochs=1, limit=40)
     first, last = (row for row in found.rows if "parameters" in row)
     assert first["parameters"] < last["parameters"]
+
+
+@pytest.mark.parametrize(("encoder", "own", "widths"), [
+    ("mlp", 64, WIDTHS["mlp"]), ("mlp(width=128)", 128, WIDTHS["mlp"]), ("mlp(128, norm='none')", 128, WIDTHS["mlp"]),
+    ("convnet(norm='batch')", None, WIDTHS["convnet"]), ("transformer(heads=2)", None, WIDTHS["transformer"]),
+])  # fmt: skip
+def test_a_spec_has_its_own_width_and_those_of_its_trunk(
+    encoder: str, own: int | None, widths: tuple[int, ...]
+) -> None:
+    def made(axis: str, width: int | None = None) -> Matrix:
+        return plan(given("digits"), [axis], encoder, None, width, 2, 1, 0.0, 1e-3, 16, 40, 0)
+
+    assert list(made("samples").widths) == [own]
+    assert ("width=" in made("samples").spec(made("samples").cells()[0])) == (own is not None)
+    assert made("depth", 9).spec(Cell(9, 3, 40)).count("width=9") == 1
+    assert tuple(made("width").widths) == widths
+
+
+def test_numbers_are_fitted_by_their_variance_and_their_peak_is_one_of_logarithms() -> None:
+    rows = given("diabetes")
+    matrix = Matrix("mlp", [1, 2, 3], [None], [10], [1], 3, 0.0, 1e-3, 8, 0.0, 0)
+    kept, table = {}, []
+    for width, level in ((1, 1e3), (2, 1e6), (3, 1e2)):
+        own = kept[Cell(width, None, 10)] = Kept()
+        # One wild draw: an interval of raw numbers would hold 0, one of logarithms does not.
+        own.error[1] = level * np.array([1.0, 1.5, 40.0])[:, None] * np.ones((3, 4))
+        table.append({"width": width, "depth": None, "samples": 10, "epoch": 1, "train error": level / 3})
+        table[-1] |= {k: level for k in ("test error", "test error low", "test error high", "early stopping")}
+    unit = float(rows.labels.values[rows.train].var())
+    assert 100 < 0.01 * unit * 3 < 1e3  # what is fitted of numbers is a share of their variance
+    found = along("width", matrix, kept, table, 0, unit)
+    assert found["threshold"] == 3
+    assert found["peak"].found
+    assert math.exp(found["peak"].height) == pytest.approx(1e3, rel=0.1)
+    assert "at width 2 (p = " in words("width", found, matrix, rows)
+    assert "times both sides" in words("width", found, matrix, rows)
 
 
 def test_random_features_have_their_peak_where_all_rows_are_fitted() -> None:
@@ -116,6 +153,7 @@ def test_effective_parameters_of_features_in_few_directions_are_few() -> None:
     assert Cell(3, 1, 10)._asdict() == {"width": 3, "depth": 1, "samples": 10}
 
 
+FEATURES: dict[str, Any] = {"encoder": "random-features", "epochs": 400}
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "axis": ({"over": "height"}, "--over 'height'"),
     "noise": ({"label_noise": 1.0}, "--label-noise 1.0: wanted a share"),
@@ -125,6 +163,13 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too many samples": ({"over": "samples", "values": "10,100000"}, "100,000 samples were asked for"),
     "encoder": ({"encoder": "convnot"}, "convnot"),
     "depth of a trunk without": ({"encoder": "resnet", "over": "depth", "values": "1"}, "resnet"),
+    "width that is the axis": ({"width": 8}, "--width 8: the widths of the axis are --values"),
+    "sum of trunks": ({"encoder": "mlp + mlp"}, "wanted one trunk"),
+    "features' epochs": ({"encoder": "random-features", "epochs": 9}, "--epochs 9: random features are fitted exactly"),
+    "features' width": ({**FEATURES, "width": 9}, "--width 9: random features"),
+    "features' rate": ({**FEATURES, "lr": 0.1}, "--lr 0.1: random features"),
+    "features' batch": ({**FEATURES, "batch": 9}, "--batch 9: random features"),
+    "features' draws": ({**FEATURES, "draws": 2}, "--draws 2: bias, variance and their intervals need at least 3"),
     "size": ({"data": "wine", "size": 14}, "--size 14: wine holds tables"),
 }
 

@@ -37,6 +37,8 @@ def find(
 ) -> Finding:  # fmt: skip
     """Fit every draw at every width, and say what came of it; the arguments are those of `random-features`."""
     began = time.perf_counter()
+    if draws < 3:
+        raise UserError(f"--draws {draws}: bias, variance and their intervals need at least 3")
     n = count(rows, limit, draws)
     wide = widths or 4 * n
     plan = Plan(rows, features, n, wide, draws, label_noise, ridges, grid(n, wide), seed)

@@ -12,7 +12,7 @@ from scipy.special import logsumexp
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
-from modicum.core.spec import arguments, parse, part, text_of
+from modicum.core.spec import Spec, arguments, parse, part, text_of
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Sums
 from modicum.training.apply import batches_of, evaluating
@@ -22,9 +22,9 @@ from modicum.training.work import Work
 
 
 class Cell(NamedTuple):
-    """What the models of one place of the matrix have in common; depth None is the spec's own."""
+    """What the models of one place of the matrix have in common; a width or depth of None is the spec's own."""
 
-    width: int
+    width: int | None
     depth: int | None
     samples: int
 
@@ -53,7 +53,7 @@ class Matrix:
     """
 
     encoder: str
-    widths: Sequence[int]
+    widths: Sequence[int | None]
     depths: Sequence[int | None]
     samples: Sequence[int]
     epochs: Sequence[int]
@@ -69,9 +69,9 @@ class Matrix:
 
     def spec(self, cell: Cell) -> str:
         """The trunk of a cell."""
-        made = parse(self.encoder, "encoder")
+        made = parsed(self.encoder)
         known = arguments(part("trunk", made["name"]))
-        varied: dict[str, int] = {"width": cell.width}
+        varied: dict[str, int] = {} if cell.width is None else {"width": cell.width}
         if cell.depth is not None:
             varied["depth" if "depth" in known else "blocks"] = cell.depth
         for key in varied:
@@ -149,6 +149,16 @@ class Matrix:
         own.norm[draw] = float(torch.stack([p.detach().square().sum() for p in model.parameters()]).sum().sqrt())
         member = reading.stack.members[k]
         own.effective[draw] = effective(model, reading.stack.work, member.rows[:1000])
+
+
+def parsed(encoder: str) -> Spec:
+    """The spec of a trunk with its arguments by name; UserError where it is none, or a sum."""
+    made = parse(encoder, "encoder")
+    if "sum" in made:
+        raise UserError(f"--encoder '{encoder}': wanted one trunk, such as mlp or convnet(norm='batch')")
+    names = [k for k in arguments(part("trunk", made["name"])) if k not in ("dim", "grid")]
+    args = {names[int(k)] if k.isdecimal() and int(k) < len(names) else k: v for k, v in made["args"].items()}
+    return {**made, "args": args}
 
 
 def scores(z: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -11,35 +12,36 @@ import numpy as np
 from modicum.core.errors import UserError, unknown
 from modicum.diagnostics._feature_curves import find
 from modicum.diagnostics._finding import Finding, lines
-from modicum.diagnostics._matrix import Cell, Kept, Matrix, noisy
+from modicum.diagnostics._matrix import Cell, Kept, Matrix, noisy, parsed
 from modicum.diagnostics._rows import Given, given
 from modicum.maths.intervals import crossed
 from modicum.maths.peak import Peak, peak
 
 AXES = ("width", "samples", "epochs", "depth")
 ENCODERS = {
-    "mlp": "mlp(depth=1, norm='none')",
-    "convnet": "convnet(norm='group', cells=0)",
-    "transformer": "transformer(depth=2, heads=2)",
+    "mlp": "mlp(width=64, depth=1, norm='none')",
+    "convnet": "convnet(width=64, norm='group', cells=0)",
+    "transformer": "transformer(width=64, depth=2, heads=2)",
 }
-"""The trunks by the names that are asked for; what is varied is set by the matrix."""
+"""The trunks that short names mean; what is varied is set by the matrix."""
 WIDTHS = {
     "mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 40, 64, 128, 256, 512),
     "convnet": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     "transformer": (4, 8, 12, 16, 24, 32, 48, 64),
 }
+"""The widths of a trunk of that name; other trunks get those of mlp."""
 OPTIONS = {
     "over": "The axis: width, samples, epochs or depth; several with commas between share one run matrix.",
     "encoder": "mlp, convnet, transformer, random-features, or a trunk's spec whose width and depth are varied.",
     "label_noise": "The share of training labels that are redrawn at random.",
     "values": "Places on the (first) axis, such as 1,2,4,8.",
-    "width": "The width where it is not the axis.",
+    "width": "The width where it is not the axis; default that of the encoder's spec, 64 of the short names.",
     "draws": "Independent samples of training rows, noise and initialisation.",
     "epochs": "Passes over the largest sample.",
     "limit": "Training rows of a draw.",
 }
 FITS = 0.01
-"""The training error from which a model is said to interpolate."""
+"""The training error, of numbers as a share of their variance, from which a model is said to interpolate."""
 
 
 def double_descent(
@@ -77,6 +79,12 @@ def double_descent(
     if encoder == "random-features":
         if axes != ["width"]:
             raise UserError(f"--over {over}: of random features it is the width that is varied; leave --over out")
+        for name, value in {"width": width, "epochs": epochs, "lr": lr, "batch": batch}.items():
+            if value != inspect.signature(double_descent).parameters[name].default:
+                raise UserError(
+                    f"--{name} {value}: random features are fitted exactly, at every width up to the largest of "
+                    f"--values; leave --{name} out"
+                )
         noisy(rows.labels.values[:1], rows.classes, label_noise, 0)
         largest = numbers(values, "width")[-1] if values else None
         return find(
@@ -93,8 +101,9 @@ def double_descent(
         "label noise": label_noise,
         "test rows": len(rows.test),
     }
+    unit = 1.0 if rows.classes else float(rows.labels.values[rows.train].var())
     for axis in axes:
-        found = along(axis, matrix, kept, table)
+        found = along(axis, matrix, kept, table, rows.classes, unit)
         drawn |= charts(axis, found, matrix, rows)
         said.append(words(axis, found, matrix, rows))
         facts[f"peak over {axis}"] = str(found["peak"])
@@ -119,7 +128,13 @@ def plan(
         raise UserError(f"--epochs {epochs}, --batch {batch}, --limit {limit}: wanted at least 1, 1 and 2")
     most = min(limit or len(rows.train), len(rows.train))
     asked = {axes[0]: numbers(values, axes[0])} if values else {}
-    widths = asked.get("width") or (list(WIDTHS.get(encoder, WIDTHS["mlp"])) if "width" in axes else [width or 64])
+    if width is not None and (width < 1 or "width" in axes):
+        why = "the widths of the axis are --values" if "width" in axes else "wanted at least 1"
+        raise UserError(f"--width {width}: {why}")
+    spec = ENCODERS.get(encoder, encoder)
+    name, own = parsed(spec)["name"], parsed(spec)["args"].get("width")
+    several = asked.get("width") or list(WIDTHS.get(name, WIDTHS["mlp"]))
+    widths: Sequence[int | None] = several if "width" in axes else [width or own]
     depths: Sequence[int | None] = asked.get("depth") or ([1, 2, 3, 4, 6] if "depth" in axes else [None])
     least = max(2 * max(rows.classes, 1), 10)
     samples = asked.get("samples") or (geometric(least, most, 10) if "samples" in axes else [most])
@@ -128,7 +143,6 @@ def plan(
             f"{max(samples):,} samples were asked for; {rows.data.name} has {len(rows.train):,} to train on"
         )
     passes = asked.get("epochs") or geometric(1, epochs, 14)
-    spec = ENCODERS.get(encoder, encoder)
     return Matrix(spec, widths, depths, samples, passes, draws, noise, lr, min(batch, max(samples)), 0.0, seed)
 
 
@@ -185,8 +199,14 @@ def stopped(own: Kept, matrix: Matrix) -> tuple[float, float]:
     return float(np.mean(epochs)), float(np.mean(found))
 
 
-def along(axis: str, matrix: Matrix, kept: dict[Cell, Kept], table: list[dict[str, Any]]) -> dict[str, Any]:
-    """The curve along an axis, the others at their largest: rows, test errors (draws, points), threshold, peak."""
+def along(
+    axis: str, matrix: Matrix, kept: dict[Cell, Kept], table: list[dict[str, Any]], classes: int, unit: float
+) -> dict[str, Any]:
+    """The curve along an axis, the others at their largest: its rows, the threshold, the peak.
+
+    `unit`: the variance of numbers to predict, else 1. The peak is one of test errors, or of numbers of the logarithms
+    of squared errors, which may span orders of magnitude.
+    """
     last = {"width": matrix.widths[-1], "depth": matrix.depths[-1], "samples": matrix.samples[-1]}
     last |= {"epoch": matrix.epochs[-1]}
     key = "epoch" if axis == "epochs" else axis
@@ -195,20 +215,27 @@ def along(axis: str, matrix: Matrix, kept: dict[Cell, Kept], table: list[dict[st
     rows.sort(key=lambda row: row[key])
     cells = [kept[Cell(row["width"], row["depth"], row["samples"])] for row in rows]
     scores = np.stack([c.error[row["epoch"]].mean(1) for c, row in zip(cells, rows, strict=True)], 1)
-    fits = next((row[key] for row in rows if row["train error"] <= FITS), None)
-    if axis == "samples":  # the largest sample that is still fitted
-        fits = next((row[key] for row in reversed(rows) if row["train error"] <= FITS), None)
-    x = np.array([row[key] for row in rows], float)
-    few = "it needs at least 3 points and 3 draws"
-    tested: Peak | str = peak(x, scores) if len(rows) >= 3 and matrix.draws >= 3 else few
-    return {"key": key, "rows": rows, "scores": scores, "threshold": fits, "peak": tested}
+    fitted = [row[key] for row in rows if row["train error"] <= FITS * unit]
+    fits = None if not fitted else fitted[-1] if axis == "samples" else fitted[0]  # the largest sample still fitted
+    tested = test_peak(np.array([row[key] for row in rows], float), scores if classes else np.log(scores))
+    return {"key": key, "rows": rows, "threshold": fits, "peak": tested}
+
+
+def test_peak(x: np.ndarray, scores: np.ndarray) -> Peak | str:
+    """Whether scores (draws, points) have a peak along x, or why that cannot be tested."""
+    if len(x) < 3 or len(scores) < 3:
+        return "it needs at least 3 points and 3 draws"
+    try:
+        return peak(x, scores)
+    except UserError as error:  # few test rows, on which all draws do the same
+        return str(error)
 
 
 def charts(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> dict[str, Any]:
     """The axis' charts: error, loss, and bias beside variance where models end."""
     key, table = found["key"], found["rows"]
     rules = {"fits the training labels": found["threshold"]} if found["threshold"] is not None else {}
-    n = f"n = {matrix.samples[-1]:,}" if axis != "samples" else f"width {matrix.widths[-1]}"
+    n = f"n = {matrix.samples[-1]:,}" if axis != "samples" else f"width {matrix.widths[-1] or 'of the spec'}"
     what = "error" if rows.classes else "squared error"
     kinds = {"error": [("test", "test error"), ("training", "train error")]}
     kinds["loss"] = [("test", "test loss"), ("training", "train loss")]
@@ -278,7 +305,8 @@ def words(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> str:
         said[-1] += " The draws share rows, so that what varies between them is understated."
     if found["threshold"] is not None:
         said.append(
-            f"The training labels, noise included, are fitted to {FITS:.0%} error from {key} {found['threshold']:,} on."
+            f"The training labels, noise included, are fitted to {FITS:.0%} {'error' if rows.classes else 'of their '}"
+            f"{'' if rows.classes else 'variance'} from {key} {found['threshold']:,} on."
         )
         if axis == "samples":
             said[-1] = f"Up to {found['threshold']:,} samples the training labels, noise included, are fitted."
@@ -288,15 +316,18 @@ def words(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> str:
         said.append(f"Whether there is a peak was not tested: {tested}.")
     elif tested.found:
         top = max((r for r in table if tested.before < r[key] < tested.after), key=lambda r: r["test error"])
+        size, low, high = (v if rows.classes else np.exp(v) for v in (tested.height, tested.low, tested.high))
         said.append(
-            f"There is a peak, highest at {key} {top[key]:,} (p = {tested.p:.2g}, {tested.height:.3g} "
-            f"[{tested.low:.3g}, {tested.high:.3g}] above both sides): error falls, rises, and falls again, which is "
+            f"There is a peak, highest at {key} {top[key]:,} (p = {tested.p:.2g}, {size:.3g} [{low:.3g}, {high:.3g}] "
+            f"{'above' if rows.classes else 'times'} both sides): error falls, rises, and falls again, which is "
             "double descent. Near it models are worse than smaller and than larger ones: go past it, stop early, or "
             "regularise."
         )
     else:
+        most = max(tested.high, 0)
+        size = f"higher than {most:.3g}" if rows.classes else f"of more than {np.exp(most):.3g} times both sides"
         said.append(
-            f"No peak is shown (p = {tested.p:.2f}; one higher than {max(tested.high, 0):.3g} is ruled out): the curve "
+            f"No peak is shown (p = {tested.p:.2f}; one {size} is ruled out): the curve "
             f"may just fall, or fall and rise once. Its highest point, at {key} {worst[key]:,}, is "
             f"{worst['test error']:.3g}."
         )
