@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
 from modicum.core.errors import UserError
+from modicum.diagnostics._descent_curves import along, stopped
+from modicum.diagnostics._descent_words import words
 from modicum.diagnostics._finding import Finding
 from modicum.diagnostics._matrix import Cell, Kept, Matrix, effective, noisy
+from modicum.diagnostics._point import Point, Scores
 from modicum.diagnostics._rows import given
-from modicum.diagnostics.double_descent import WIDTHS, along, double_descent, geometric, plan, stopped, words
+from modicum.diagnostics.double_descent import WIDTHS, double_descent, geometric, plan
+from modicum.maths.decomposition import Sums
+from modicum.maths.intervals import crossed
 from modicum.training.many import Member, train
 
+PARTS = ("bias-variance", "weights")
 SMALL: dict[str, Any] = {"draws": 3, "epochs": 12, "limit": 100}
 
 
@@ -26,9 +33,8 @@ def test_all_axes_come_from_one_run_matrix() -> None:
     found = double_descent(over="width,samples,epochs", values="2,16", **SMALL)
     assert {(r["width"], r["samples"]) for r in found.rows} >= {(2, 100), (16, 100), (16, 20), (2, 20)}
     assert list(found.charts) == [
-        "width-error", "width-loss", "width-bias-variance", "samples-error", "samples-loss", "samples-bias-variance",
-        "epochs-error", "epochs-loss",
-    ]  # fmt: skip
+        f"{axis}-{chart}" for axis in ("width", "samples", "epochs") for chart in ("error", "loss", *PARTS)
+    ]
     wide, narrow = at(found, width=16, samples=100, epoch=12), at(found, width=2, samples=100, epoch=12)
     assert wide["train error"] < narrow["train error"]
     assert wide["parameters"] == 65 * 16 + 17 * 10
@@ -36,6 +42,14 @@ def test_all_axes_come_from_one_run_matrix() -> None:
         assert row["test error low"] <= row["test error"] <= row["test error high"]
         whole = row["squared bias"] + row["squared variance"]
         assert 0 < whole < 2
+    last = [r for r in found.rows if (r["width"], r["samples"]) == (16, 100)]
+    assert len(last) > 4
+    for row in last:  # along the epochs
+        assert row["squared bias"] + row["squared variance"] < 2
+        assert row["effective parameters"] > 1
+    norms = [r["weight norm"] for r in last]
+    assert norms[0] < norms[-1] == wide["weight norm"]
+    assert found.png("epochs-weights")[:4] == b"\x89PNG"
     assert found.png("width-error")[:4] == b"\x89PNG"
     assert "<img" in found._repr_html_()
 
@@ -78,21 +92,24 @@ def test_a_spec_has_its_own_width_and_those_of_its_trunk(
 def test_numbers_are_fitted_by_their_variance_and_their_peak_is_one_of_logarithms() -> None:
     rows = given("diabetes")
     matrix = Matrix("mlp", [1, 2, 3], [None], [10], [1], 3, 0.0, 1e-3, 8, 0.0, 0)
-    kept, table = {}, []
+    kept: dict[Cell, Kept] = {}
+    table = []
     for width, level in ((1, 1e3), (2, 1e6), (3, 1e2)):
-        own = kept[Cell(width, None, 10)] = Kept()
+        point = Point(3)
+        kept[Cell(width, None, 10)] = {1: point}
         # One wild draw: an interval of raw numbers would hold 0, one of logarithms does not.
-        own.error[1] = level * np.array([1.0, 1.5, 40.0])[:, None] * np.ones((3, 4))
+        point.error.means[:] = level * np.array([1.0, 1.5 + 0.1 * width, 40.0])
         table.append({"width": width, "depth": None, "samples": 10, "epoch": 1, "train error": level / 3})
-        table[-1] |= {k: level for k in ("test error", "test error low", "test error high", "early stopping")}
-    unit = float(rows.labels.values[rows.train].var())
-    assert 100 < 0.01 * unit * 3 < 1e3  # what is fitted of numbers is a share of their variance
-    found = along("width", matrix, kept, table, 0, unit)
-    assert found["threshold"] == 3
-    assert found["peak"].found
-    assert math.exp(found["peak"].height) == pytest.approx(1e3, rel=0.1)
-    assert "at width 2 (p = " in words("width", found, matrix, rows)
-    assert "times both sides" in words("width", found, matrix, rows)
+        table[-1] |= dict.fromkeys(("test error", "test error low", "test error high", "early stopping"), level)
+    assert level / 3 < 0.01 * rows.labels.values[rows.train].var() < 1e3 / 3  # 1 % of the numbers' variance
+    found = along("width", matrix, kept, table, rows)
+    assert found.threshold == 3
+    assert not isinstance(found.peak, str)
+    assert found.peak.found
+    assert math.exp(found.peak.height) == pytest.approx(1e3, rel=0.1)
+    said = words(found, matrix, rows)
+    assert "fitted to 1% of their variance from width 3 on" in said
+    assert "times both sides" in said
 
 
 def test_random_features_have_their_peak_where_all_rows_are_fitted() -> None:
@@ -134,13 +151,46 @@ def test_draws_share_no_rows_where_there_are_enough() -> None:
 
 
 def test_early_stopping_is_chosen_on_other_rows_than_it_is_measured_on() -> None:
-    matrix = Matrix("mlp", [4], [1], [10], [1, 2, 3], 2, 0.0, 1e-3, 32, 0.0, 0)
-    kept = Kept()
+    kept: Kept = {}
     rng = np.random.default_rng(0)
     for epoch, level in ((1, 1.0), (2, 0.2), (3, 0.6)):
-        kept.loss[epoch] = level + 0.01 * rng.random((2, 40))
-        kept.error[epoch] = np.full((2, 40), level)
-    assert stopped(kept, matrix) == (2.0, pytest.approx(0.2))
+        point = kept[epoch] = Point(2)
+        for draw in range(2):
+            point.loss.add(draw, level + 0.01 * rng.random(40))
+            # The half that the epoch is not chosen on is worse.
+            point.error.add(draw, np.where(np.arange(40) % 2, level, level + draw))
+    assert stopped(kept) == (2.0, pytest.approx((0.2 + 0.2 + 0.2 + 1.2) / 4))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_intervals_from_sums_are_those_of_all_scores(binary: bool) -> None:
+    rng = np.random.default_rng(1)
+    skill, hard = rng.normal(size=(5, 1)), rng.normal(size=(1, 301))
+    table = np.exp(skill + hard + rng.normal(size=(5, 301)))
+    table = (table > 1).astype(float) if binary else table
+    own = Scores(5)
+    for draw in (3, 0, 4, 1, 2):
+        own.add(draw, table[draw])
+    whole = crossed(table)
+    assert (own.interval.mean, own.interval.low, own.interval.high) == pytest.approx(
+        (whole.mean, whole.low, whole.high), rel=1e-12
+    )
+    assert np.allclose(own.halves, np.stack([table[:, ::2].mean(1), table[:, 1::2].mean(1)], 1))
+    with pytest.raises(UserError, match="draw 1 gives outputs that are not finite"):
+        Scores(2).add(1, np.array([1.0, np.nan]))
+
+
+def test_what_is_kept_does_not_grow_with_test_rows_or_draws() -> None:
+    rng, point = np.random.default_rng(2), Point(4)
+    z, y = rng.normal(size=(4, 5000, 3)), rng.integers(0, 3, 5000)
+    whole = Sums(3)
+    whole.add(z, range(4))
+    for draw in range(4):
+        point.read(draw, z[draw], y, 3)
+        point.decompose(draw, z[draw], y, 3)
+    assert point.parts["squared"].bias == whole.decompose(y, "squared").bias
+    assert set(point.parts) == {"squared", "cross-entropy"}
+    assert len(pickle.dumps(point)) < 6000
 
 
 def test_effective_parameters_of_features_in_few_directions_are_few() -> None:

@@ -165,13 +165,18 @@ def charts(plan: Plan, table: list[dict[str, Any]], facts: dict[str, Any]) -> di
     return out
 
 
-def symmetric(chart: Any) -> Any:
-    """The chart with a vertical axis that is logarithmic on both sides of 0, for estimates that may be negative."""
+def symmetric(chart: Any, linear: float = 0.1) -> Any:
+    """The chart with a vertical axis that is logarithmic on both sides of 0, for estimates that may be negative.
+
+    Values below `linear` are about on a linear scale.
+    """
+    first = math.floor(math.log10(linear))
     for layer in chart.layer:
         y = layer.encoding.y
         if not isinstance(y, alt.utils.schemapi.UndefinedType):
-            y.scale = alt.Scale(type="symlog", constant=0.1)
-            y.axis = alt.Axis(format=".3~g", values=[s * 10.0**e for e in range(-1, 9) for s in (-1, 1)] + [0])
+            y.scale = alt.Scale(type="symlog", constant=linear)
+            ticks = [s * 10.0**e for e in range(first, first + 10) for s in (-1, 1)]
+            y.axis = alt.Axis(format=".3~g", values=[*ticks, 0])
     return chart
 
 
