@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from modicum.core.errors import UserError
-from modicum.diagnostics._descent_curves import along, stopped
+from modicum.diagnostics._descent_curves import Curve, along, stopped
 from modicum.diagnostics._descent_words import words
 from modicum.diagnostics._finding import Finding
 from modicum.diagnostics._matrix import Cell, Kept, Matrix, effective, noisy
@@ -19,6 +19,7 @@ from modicum.diagnostics._rows import given
 from modicum.diagnostics.double_descent import WIDTHS, double_descent, geometric, plan
 from modicum.maths.decomposition import Sums
 from modicum.maths.intervals import crossed
+from modicum.maths.peak import peak
 from modicum.training.many import Member, train
 
 PARTS = ("bias-variance", "weights")
@@ -112,11 +113,50 @@ def test_numbers_are_fitted_by_their_variance_and_their_peak_is_one_of_logarithm
     assert "times both sides" in said
 
 
+def rows_of(**columns: list[Any]) -> list[dict[str, Any]]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def test_words_tell_of_heavy_tails_negative_estimates_and_draws_that_overlap() -> None:
+    table = rows_of(**{
+        "width": [1, 2, 1000], "test error": [0.3, 0.2, 0.1], "test error low": [0.1] * 3, "test error high": [0.3] * 3,
+        "test loss": [1.0, 90.0, 1.0], "early stopping": [0.3, 0.2, 0.1], "squared bias": [0.1, -0.02, -0.03],
+        "squared variance": [0.1] * 3, "cross-entropy bias": [0.1] * 3, "cross-entropy variance": [0.1] * 3,
+        "cross-entropy warning": [None, "one of 5 models makes up 80 % of the loss: read the medians", None],
+        "cross-entropy bias median": [0.1] * 3, "cross-entropy variance median": [0.2] * 3,
+        "cross-entropy loss median": [0.3] * 3,
+    })  # fmt: skip
+    rng = np.random.default_rng(0)
+    tested = peak(np.arange(3.0), np.array([0.3, 0.2, 0.1]) + 0.01 * rng.random((5, 3)))
+    rows = given("digits")
+    matrix = Matrix("mlp", [1, 2, 1000], [None], [50, 600], [1], 5, 0.1, 1e-3, 8, 0.0, 0)
+    said = words(Curve("width", "width", table, None, tested), matrix, rows)
+    assert "Careful with the cross-entropy at width 2, whose tails are heavy: at 2 one of 5 models" in said
+    assert "(of rows: bias 0.1, variance 0.2; of models' losses 0.3)" in said
+    assert "below 0, as is the bias of the squared loss at width 2, 1,000: there it is as good as 0" in said
+    share = f"of the 600 rows of one, {600 / len(rows.train):.0%} are in any other"
+    assert "p is over draws, for these test rows. But draws overlap: " + share in said
+    assert f"p, the intervals and the variance are too small; --limit {len(rows.train) // 5} keeps them apart" in said
+    apart = Matrix("mlp", [1, 2, 1000], [None], [50], [1], 5, 0.1, 1e-3, 8, 0.0, 0)
+    said = words(Curve("width", "width", [{**r, "squared bias": 0.1} for r in table], None, "few"), apart, rows)
+    assert "p is over" not in said
+    assert "overlap" not in said
+    assert "below 0" not in said
+
+
+def test_medians_and_warnings_are_columns() -> None:
+    found = double_descent("diabetes", values="2,4", draws=3, epochs=2, limit=50)
+    last = found.rows[-1]
+    assert {f"squared {k}" for k in ("bias median", "variance median", "loss median", "warning")} <= set(last)
+    assert "test, stopped early" in str(found.charts["width-error"].to_dict())
+
+
 def test_random_features_have_their_peak_where_all_rows_are_fitted() -> None:
     found = double_descent(encoder="random-features", values="100", label_noise=0.2, draws=4, limit=40)
     assert found.name == "double-descent"
     error = [row["test error"] for row in found.rows]
     assert len(error) == 100
+    assert "for these test rows" in found.words or "was not tested" in found.words
     assert max(error[30:50]) > error[-1] + 0.05
     with pytest.raises(UserError, match="--over samples: of random features it is the width"):
         double_descent(encoder="random-features", over="samples")

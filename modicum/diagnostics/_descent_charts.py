@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from modicum.diagnostics._descent_curves import Curve, unit
+from modicum.diagnostics._descent_curves import FITS, Curve, unit
 from modicum.diagnostics._feature_curves import symmetric
 from modicum.diagnostics._finding import lines
 from modicum.diagnostics._matrix import Matrix
@@ -28,7 +29,10 @@ def charts(curve: Curve, matrix: Matrix, rows: Given) -> dict[str, Any]:
         losses = {"test": "test loss", "training": "train loss"}
         out["loss"] = _drawn(curve, losses, "cross-entropy", f"{name}: cross-entropy {setting}")
     else:
-        out["error"] = _drawn(curve, errors, "squared error", f"{name}: squared error {setting}", "xy")
+        # Training errors that are all but 0 would take up most of a logarithmic axis.
+        seen = [r | {"train error": None} if r["train error"] < 0.1 * FITS * unit(rows) else r for r in curve.rows]
+        shown = replace(curve, rows=seen)
+        out["error"] = _drawn(shown, errors, "squared error", f"{name}: squared error {setting}", "xy")
     heading = f"{name}: unbiased bias² and variance of the {'probabilities' if rows.classes else 'numbers'}"
     both = _drawn(curve, {"bias²": "squared bias", "variance": "squared variance"}, "squared loss", heading)
     out["bias-variance"] = both if rows.classes else symmetric(both, 0.01 * unit(rows))
@@ -45,7 +49,7 @@ def _drawn(curve: Curve, columns: dict[str, str], title: str, heading: str, log:
         {key: r[key], "value": r[c], "low": r.get(f"{c} low", r[c]), "high": r.get(f"{c} high", r[c]), "of": of}
         for of, c in columns.items()
         for r in curve.rows
-        if c in r
+        if r.get(c) is not None
     ]
     rules = {} if curve.threshold is None else {"fits the training labels": curve.threshold}
     names = (key, title)

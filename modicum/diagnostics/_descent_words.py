@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from modicum.diagnostics._decompose_words import TITLE
 from modicum.diagnostics._descent_curves import FITS, Curve
 from modicum.diagnostics._matrix import Matrix
 from modicum.diagnostics._rows import Given
 
+KINDS = ("squared", "cross-entropy")
+
 
 def words(curve: Curve, matrix: Matrix, rows: Given) -> str:
     """The paragraph about an axis."""
-    said = [_lowest(curve, matrix, rows), _threshold(curve, rows), _peak(curve, rows), _early(curve, rows)]
+    said = [_lowest(curve, matrix, rows), _threshold(curve, rows), _peak(curve, rows)]
+    said += [_about_p(curve, matrix, rows), _early(curve, rows), _tails(curve), _negative(curve)]
     return " ".join(filter(None, said))
 
 
@@ -19,14 +24,11 @@ def _lowest(curve: Curve, matrix: Matrix, rows: Given) -> str:
     best, key = min(curve.rows, key=lambda r: r["test error"]), curve.key
     what = "test error" if rows.classes else "squared test error"
     interval = f"[{best['test error low']:.3g}, {best['test error high']:.3g}]"
-    said = (
+    return (
         f"Over {curve.axis}, with {matrix.draws} draws of {matrix.samples[-1]:,} training rows and {matrix.noise:.0%} "
         f"of the labels redrawn at random: {what} is lowest, {best['test error']:.3g} {interval}, at {key} "
         f"{best[key]:,}."
     )
-    if not matrix.apart(rows):
-        said += " The draws share rows, so that what varies between them is understated."
-    return said
 
 
 def _threshold(curve: Curve, rows: Given) -> str:
@@ -66,3 +68,53 @@ def _early(curve: Curve, rows: Given) -> str:
     best = min(curve.rows, key=lambda r: r["early stopping"])
     what = "error" if rows.classes else "squared error"
     return f"With early stopping the lowest {what} is {best['early stopping']:.3g}, at {curve.key} {best[curve.key]:,}."
+
+
+def _about_p(curve: Curve, matrix: Matrix, rows: Given) -> str:
+    """What p and bands are about, and what draws that overlap do to them."""
+    said = "p is over draws, for these test rows." if not isinstance(curve.peak, str) else ""
+    if matrix.apart(rows):
+        return said
+    most, pool = max(matrix.samples), len(rows.train)
+    small = "p, the intervals and the variance are" if said else "the intervals and the variance are"
+    fits = pool // matrix.draws
+    return said + (
+        f" But draws overlap: of the {most:,} rows of one, {most / pool:.0%} are in any other (all are from the same "
+        f"{pool:,}), so that they differ less than new samples would and {small} too small"
+        + (f"; --limit {fits} keeps them apart." if fits > 1 else ".")
+    )
+
+
+def _tails(curve: Curve) -> str:
+    """Where few models or rows make up the mean loss, and the medians where it is worst."""
+    said = []
+    for kind in KINDS:
+        bad = [r for r in curve.rows if r.get(f"{kind} warning")]
+        if not bad:
+            continue
+        top = max(bad, key=lambda r: r["test loss"])
+        said.append(
+            f"Careful with the {TITLE[kind]} at {curve.key} {_places(curve, bad)}, whose tails are heavy: at "
+            f"{top[curve.key]:,} {top[f'{kind} warning']} (of rows: bias {top[f'{kind} bias median']:.3g}, variance "
+            f"{top[f'{kind} variance median']:.3g}; of models' losses {top[f'{kind} loss median']:.3g})."
+        )
+    return " ".join(said)
+
+
+def _negative(curve: Curve) -> str:
+    """Where an unbiased estimate is below 0."""
+    below = [
+        f"{part} of the {TITLE[kind]} at {curve.key} {_places(curve, bad)}"
+        for kind in KINDS
+        for part in ("bias", "variance")
+        if (bad := [r for r in curve.rows if r.get(f"{kind} {part}", 0) < 0])
+    ]
+    if not below:
+        return ""
+    return f"An unbiased estimate may be below 0, as is the {', and the '.join(below)}: there it is as good as 0."
+
+
+def _places(curve: Curve, rows: list[dict[str, Any]]) -> str:
+    """The first five places of rows, in words."""
+    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
+    return ", ".join(f"{r[curve.key]:,}" for r in rows[:5]) + more

@@ -188,7 +188,14 @@ def words(plan: Plan, kept: Kept, table: list[dict[str, Any]], tested: Peak | st
 def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
     noise = f", {plan.noise:.0%} of whose labels were redrawn at random," if plan.noise else ""
     what = "plain inputs" if plan.rows.model is None else "the run's frozen features"
-    overlap = "" if plan.apart else " The draws share rows, so that the variance is underestimated."
+    overlap = (
+        ""
+        if plan.apart
+        else (
+            f" The draws share rows ({plan.n / len(plan.rows.train):.0%} of those of one are in any other), so that they "
+            "differ less than new samples would: the variance, the bands and p are too small."
+        )
+    )
     sure = facts["confidence of the intervals of medians"]
     said = [
         f"Least squares on 1 to {plan.wide:,} random {plan.features} features of {what} was fitted to {plan.draws} "
@@ -220,9 +227,11 @@ def _curve(plan: Plan, table: list[dict[str, Any]], tested: Peak | str, facts: d
     if isinstance(tested, str):
         said.append(f"Whether there is a peak was not tested: {tested}.")
     elif tested.found:
-        said.append(f"This is double descent: the peak is real (p = {tested.p:.2g} over draws, at six widths).")
+        said.append(
+            f"This is double descent: the peak is real (p = {tested.p:.2g} over draws, at six widths, for these test rows)."
+        )
     else:
-        said.append(f"No peak can be shown (p = {tested.p:.2g} over draws, at six widths).")
+        said.append(f"No peak can be shown (p = {tested.p:.2g} over draws, at six widths, for these test rows).")
     if facts["heavy tails at widths"]:
         wide = facts["heavy tails at widths"]
         said.append(
