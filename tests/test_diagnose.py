@@ -63,8 +63,10 @@ def test_a_diagnostic_writes_rows_charts_words_and_a_page(name: str, tmp_path: P
 def test_every_option_has_words(name: str) -> None:
     shown = CliRunner().invoke(app, ["diagnose", name, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for key in [*inspect.signature(diagnostics()[name]).parameters, "workers", "device", "out", "force"]:
+    for key in [*inspect.signature(diagnostics()[name]).parameters, "out", "force"]:
         assert key == "data" or "--" + key.replace("_", "-") in shown.output
+    for key in ("workers", "device"):
+        assert ("--" + key in shown.output) == (name not in ("complexity", "random-features"))
 
 
 def test_python_returns_a_finding_that_shows_itself(tmp_path: Path) -> None:
@@ -133,6 +135,12 @@ def test_bad_asks_are_refused(tmp_path: Path) -> None:
         modicum.diagnose("double-decent")
     with pytest.raises(UserError, match="option of diagnose complexity 'depth'"):
         modicum.diagnose("complexity", depth=3)
+    features = {"encoder": "random-features"}
+    for name, more in (("complexity", {}), ("random-features", {}), ("double-descent", features)):
+        with pytest.raises(UserError, match="--workers 2: no networks are trained"):
+            modicum.diagnose(name, workers=2, **more)
+        with pytest.raises(UserError, match="--device cpu: no networks are trained"):
+            modicum.diagnose(name, device="cpu", **more)
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match="it is no finding of modicum diagnose"):
         modicum.diagnose("random-features", out=tmp_path, force=True)
