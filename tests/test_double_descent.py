@@ -113,19 +113,16 @@ def test_numbers_are_fitted_by_their_variance_and_their_peak_is_one_of_logarithm
     assert "times both sides" in said
 
 
-def rows_of(**columns: list[Any]) -> list[dict[str, Any]]:
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
 def test_words_tell_of_heavy_tails_negative_estimates_and_draws_that_overlap() -> None:
-    table = rows_of(**{
+    columns: dict[str, list[Any]] = {
         "width": [1, 2, 1000], "test error": [0.3, 0.2, 0.1], "test error low": [0.1] * 3, "test error high": [0.3] * 3,
         "test loss": [1.0, 90.0, 1.0], "early stopping": [0.3, 0.2, 0.1], "squared bias": [0.1, -0.02, -0.03],
         "squared variance": [0.1] * 3, "cross-entropy bias": [0.1] * 3, "cross-entropy variance": [0.1] * 3,
         "cross-entropy warning": [None, "one of 5 models makes up 80 % of the loss: read the medians", None],
         "cross-entropy bias median": [0.1] * 3, "cross-entropy variance median": [0.2] * 3,
         "cross-entropy loss median": [0.3] * 3,
-    })  # fmt: skip
+    }  # fmt: skip
+    table = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
     rng = np.random.default_rng(0)
     tested = peak(np.arange(3.0), np.array([0.3, 0.2, 0.1]) + 0.01 * rng.random((5, 3)))
     rows = given("digits")

@@ -189,18 +189,15 @@ def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
     noise = f", {plan.noise:.0%} of whose labels were redrawn at random," if plan.noise else ""
     what = "plain inputs" if plan.rows.model is None else "the run's frozen features"
     overlap = (
-        ""
-        if plan.apart
-        else (
-            f" The draws share rows ({plan.n / len(plan.rows.train):.0%} of those of one are in any other), so that they "
-            "differ less than new samples would: the variance, the bands and p are too small."
-        )
+        f" The draws share rows ({plan.n / len(plan.rows.train):.0%} of those of one are in any other), so that they "
+        "differ less than new samples would: the variance, the bands and p are too small."
     )
     sure = facts["confidence of the intervals of medians"]
     said = [
         f"Least squares on 1 to {plan.wide:,} random {plan.features} features of {what} was fitted to {plan.draws} "
         f"draws of {plan.n:,} training rows{noise} and tested on {len(plan.rows.test):,} other rows. Numbers are "
-        f"medians over draws; bands hold the median with {sure:.0%} confidence over draws, for these rows.{overlap}"
+        f"medians over draws; bands hold the median with {sure:.0%} confidence over draws, for these rows."
+        + ("" if plan.apart else overlap)
     ]
     if facts["dependent draws"]:
         said.append(
@@ -228,7 +225,8 @@ def _curve(plan: Plan, table: list[dict[str, Any]], tested: Peak | str, facts: d
         said.append(f"Whether there is a peak was not tested: {tested}.")
     elif tested.found:
         said.append(
-            f"This is double descent: the peak is real (p = {tested.p:.2g} over draws, at six widths, for these test rows)."
+            f"This is double descent: the peak is real (p = {tested.p:.2g} over draws, at six widths, for these test "
+            "rows)."
         )
     else:
         said.append(f"No peak can be shown (p = {tested.p:.2g} over draws, at six widths, for these test rows).")
