@@ -145,7 +145,9 @@ def test_medians_and_warnings_are_columns() -> None:
     found = double_descent("diabetes", values="2,4", draws=3, epochs=2, limit=50)
     last = found.rows[-1]
     assert {f"squared {k}" for k in ("bias median", "variance median", "loss median", "warning")} <= set(last)
-    assert "test, stopped early" in str(found.charts["width-error"].to_dict())
+    drawn = str(found.charts["width-error"].to_dict())
+    assert "test, stopped early" in drawn
+    assert "training (from 0.1% of variance)" in drawn
 
 
 def test_random_features_have_their_peak_where_all_rows_are_fitted() -> None:

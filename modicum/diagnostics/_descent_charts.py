@@ -29,8 +29,10 @@ def charts(curve: Curve, matrix: Matrix, rows: Given) -> dict[str, Any]:
         losses = {"test": "test loss", "training": "train loss"}
         out["loss"] = _drawn(curve, losses, "cross-entropy", f"{name}: cross-entropy {setting}")
     else:
-        # Training errors that are all but 0 would take up most of a logarithmic axis.
-        seen = [r | {"train error": None} if r["train error"] < 0.1 * FITS * unit(rows) else r for r in curve.rows]
+        # Training errors that are all but 0 would take up most of a logarithmic axis: they are drawn at its edge.
+        least = 0.1 * FITS
+        seen = [r | {"train error": max(r["train error"], least * unit(rows))} for r in curve.rows]
+        errors = {f"training (from {least:.1%} of variance)" if k == "training" else k: v for k, v in errors.items()}
         shown = replace(curve, rows=seen)
         out["error"] = _drawn(shown, errors, "squared error", f"{name}: squared error {setting}", "xy")
     heading = f"{name}: unbiased bias² and variance of the {'probabilities' if rows.classes else 'numbers'}"

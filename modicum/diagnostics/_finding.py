@@ -69,8 +69,7 @@ def lines(
     kept = _kept(rows, keys, x, y, by, band or (), log, top)
     base = alt.Chart(alt.InlineData(values=kept), width=560, height=320)
     if heading:
-        # What belongs to the rules is written between the heading and the curves.
-        base = base.properties(title=alt.Title(heading, offset=18 if rules else 6))
+        base = base.properties(title=heading)
     scale = {axis: alt.Scale(type="log" if axis in log else "linear", zero=False, nice=False) for axis in "xy"}
     at = alt.X(f"{x}:Q", title=title[0] or x, scale=scale["x"], axis=alt.Axis(grid=False, format="~s", tickCount=8))
     value = alt.Y(f"{y}:Q", title=title[1] or y, scale=scale["y"], axis=alt.Axis(format=".3~g"))
