@@ -131,7 +131,7 @@ def test_words_tell_of_heavy_tails_negative_estimates_and_draws_that_overlap() -
     assert "Careful with the cross-entropy at width 2, whose tails are heavy: at 2 one of 5 models" in said
     assert "(of rows: bias 0.1, variance 0.2; of models' losses 0.3)" in said
     assert "below 0, as is the bias of the squared loss at width 2, 1,000: there it is as good as 0" in said
-    share = f"of the 600 rows of one, {600 / len(rows.train):.0%} are in any other"
+    share = f"any two share about {600 / len(rows.train):.0%} of their 600 rows"
     assert "p is over draws, for these test rows. But draws overlap: " + share in said
     assert f"p, the intervals and the variance are too small; --limit {len(rows.train) // 5} keeps them apart" in said
     apart = Matrix("mlp", [1, 2, 1000], [None], [50], [1], 5, 0.1, 1e-3, 8, 0.0, 0)

@@ -362,7 +362,7 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: p
 def test_draws_that_overlap_are_told_of() -> None:
     rows = random_features("diabetes", limit=130, widths=20, draws=3, ridges=0)
     assert not rows.facts["disjoint draws"]
-    assert "The draws share rows (37% of those of one are in any other)" in rows.words
+    assert "any two share about 37% of their rows" in rows.words
     assert "the bands and p are too small" in rows.words
 
 

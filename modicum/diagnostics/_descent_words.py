@@ -79,7 +79,7 @@ def _about_p(curve: Curve, matrix: Matrix, rows: Given) -> str:
     small = "p, the intervals and the variance are" if said else "the intervals and the variance are"
     fits = pool // matrix.draws
     return said + (
-        f" But draws overlap: of the {most:,} rows of one, {most / pool:.0%} are in any other (all are from the same "
+        f" But draws overlap: any two share about {most / pool:.0%} of their {most:,} rows (all are from the same "
         f"{pool:,}), so that they differ less than new samples would and {small} too small"
         + (f"; --limit {fits} keeps them apart." if fits > 1 else ".")
     )

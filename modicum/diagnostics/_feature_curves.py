@@ -189,8 +189,8 @@ def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
     noise = f", {plan.noise:.0%} of whose labels were redrawn at random," if plan.noise else ""
     what = "plain inputs" if plan.rows.model is None else "the run's frozen features"
     overlap = (
-        f" The draws share rows ({plan.n / len(plan.rows.train):.0%} of those of one are in any other), so that they "
-        "differ less than new samples would: the variance, the bands and p are too small."
+        f" Draws overlap: any two share about {plan.n / len(plan.rows.train):.0%} of their rows, so that they differ "
+        "less than new samples would, and the variance, the bands and p are too small."
     )
     sure = facts["confidence of the intervals of medians"]
     said = [
