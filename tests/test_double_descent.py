@@ -39,6 +39,7 @@ def test_all_axes_come_from_one_run_matrix() -> None:
     wide, narrow = at(found, width=16, samples=100, epoch=12), at(found, width=2, samples=100, epoch=12)
     assert wide["train error"] < narrow["train error"]
     assert wide["parameters"] == 65 * 16 + 17 * 10
+    assert found.facts["largest encoder"] == "mlp(width=16, depth=1, norm='none')"
     for row in (wide, narrow):
         assert row["test error low"] <= row["test error"] <= row["test error high"]
         whole = row["squared bias"] + row["squared variance"]

@@ -113,7 +113,7 @@ def about(curves: list[Curve], matrix: Matrix, rows: Given) -> dict[str, Any]:
         "test rows": len(rows.test),
         **{f"peak over {curve.axis}": f"{curve.peak}{scale}" for curve in curves},
         "disjoint draws": matrix.apart(rows),
-        "encoder": matrix.encoder,
+        "largest encoder": matrix.spec(matrix.cells()[-1]),
         "epochs": max(matrix.epochs),
         "steps": max(matrix.epochs) * matrix.per,
     }
