@@ -16,9 +16,11 @@ import modicum
 from modicum.cli import app
 from modicum.core.errors import UserError
 from modicum.diagnostics._finding import Finding, lines
-from modicum.report.finding import page
+from modicum.report.finding import page, write
 from modicum.training import many, states
 from modicum.verbs.diagnose import diagnostics
+
+verb = sys.modules["modicum.verbs.diagnose"]  # the package gives the function of that name
 
 QUICK = {
     "bias-variance": ["--limit", "120", "--steps", "20", "--splits", "3", "--seeds", "1"],
@@ -40,7 +42,9 @@ def test_a_diagnostic_writes_rows_charts_words_and_a_page(name: str, tmp_path: P
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["name"] == name
-    assert len(told["rows"]) == pq.read_table(out / "rows.parquet").num_rows > 0
+    table = pq.read_table(out / "rows.parquet")
+    assert len(told["rows"]) == table.num_rows > 0
+    assert set(table.column_names) == {key for row in told["rows"] for key in row}
     kept = json.loads((out / "finding.json").read_text())
     assert kept["words"] == told["words"]
     assert len(kept["words"].split()) > 20
@@ -59,8 +63,10 @@ def test_a_diagnostic_writes_rows_charts_words_and_a_page(name: str, tmp_path: P
 def test_every_option_has_words(name: str) -> None:
     shown = CliRunner().invoke(app, ["diagnose", name, "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
-    for key in [*inspect.signature(diagnostics()[name]).parameters, "workers", "device", "out", "force"]:
+    for key in [*inspect.signature(diagnostics()[name]).parameters, "out", "force"]:
         assert key == "data" or "--" + key.replace("_", "-") in shown.output
+    for key in ("workers", "device"):
+        assert ("--" + key in shown.output) == (name not in ("complexity", "random-features"))
 
 
 def test_python_returns_a_finding_that_shows_itself(tmp_path: Path) -> None:
@@ -98,11 +104,43 @@ def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypat
     assert not (tmp_path / "o" / "members").exists()
 
 
+def test_a_killed_run_again_goes_on_and_force_clears_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, members = tmp_path / "o", tmp_path / "o" / "members"
+    ask = {"limit": 60, "draws": 3, "epochs": 2, "values": "2,8,16", "out": out}
+    modicum.diagnose("double-descent", **ask)
+    with monkeypatch.context() as patch:
+        patch.setattr(verb, "write", lambda *_: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            modicum.diagnose("double-descent", **ask, force=True)
+    assert members.is_dir()
+    assert (out / "finding.json").is_file()
+    with pytest.raises(UserError, match=r"other members than these.*--force"):
+        modicum.diagnose("double-descent", **ask, lr=1e-2)
+    before = (out / "finding.json").read_text()
+    modicum.diagnose("double-descent", **ask, lr=1e-2, force=True)
+    assert not members.exists()
+    assert (out / "finding.json").read_text() != before
+    with pytest.raises(UserError, match="or --force to replace it"):
+        modicum.diagnose("double-descent", **ask)
+
+
+def test_files_hold_the_columns_of_all_rows(tmp_path: Path) -> None:
+    write(Finding("a", [{"x": 1}, {"x": 2, "late": 0.5}], {}, "words"), tmp_path / "f")
+    table = pq.read_table(tmp_path / "f" / "rows.parquet")
+    assert table.to_pydict() == {"x": [1, 2], "late": [None, 0.5]}
+
+
 def test_bad_asks_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"diagnostic 'double-decent'.*double-descent"):
         modicum.diagnose("double-decent")
     with pytest.raises(UserError, match="option of diagnose complexity 'depth'"):
         modicum.diagnose("complexity", depth=3)
+    features = {"encoder": "random-features"}
+    for name, more in (("complexity", {}), ("random-features", {}), ("double-descent", features)):
+        with pytest.raises(UserError, match="--workers 2: no networks are trained"):
+            modicum.diagnose(name, workers=2, **more)
+        with pytest.raises(UserError, match="--device cpu: no networks are trained"):
+            modicum.diagnose(name, device="cpu", **more)
     (tmp_path / "mine.txt").write_text("kept")
     with pytest.raises(UserError, match="it is no finding of modicum diagnose"):
         modicum.diagnose("random-features", out=tmp_path, force=True)

@@ -359,6 +359,13 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path, monkeypatch: p
         random_features(path, draws=3, limit=10)
 
 
+def test_draws_that_overlap_are_told_of() -> None:
+    rows = random_features("diabetes", limit=130, widths=20, draws=3, ridges=0)
+    assert not rows.facts["disjoint draws"]
+    assert "any two share about 37% of their rows" in rows.words
+    assert "the bands and p are too small" in rows.words
+
+
 def test_widths_below_the_threshold_say_that_they_end() -> None:
     short = random_features("digits", limit=60, widths=30, draws=3, ridges=0)
     assert short.facts["threshold"] is None

@@ -37,6 +37,8 @@ def find(
 ) -> Finding:  # fmt: skip
     """Fit every draw at every width, and say what came of it; the arguments are those of `random-features`."""
     began = time.perf_counter()
+    if draws < 3:
+        raise UserError(f"--draws {draws}: bias, variance and their intervals need at least 3")
     n = count(rows, limit, draws)
     wide = widths or 4 * n
     plan = Plan(rows, features, n, wide, draws, label_noise, ridges, grid(n, wide), seed)
@@ -163,13 +165,18 @@ def charts(plan: Plan, table: list[dict[str, Any]], facts: dict[str, Any]) -> di
     return out
 
 
-def symmetric(chart: Any) -> Any:
-    """The chart with a vertical axis that is logarithmic on both sides of 0, for estimates that may be negative."""
+def symmetric(chart: Any, linear: float = 0.1) -> Any:
+    """The chart with a vertical axis that is logarithmic on both sides of 0, for estimates that may be negative.
+
+    Values below `linear` are about on a linear scale.
+    """
+    first = math.floor(math.log10(linear))
     for layer in chart.layer:
         y = layer.encoding.y
         if not isinstance(y, alt.utils.schemapi.UndefinedType):
-            y.scale = alt.Scale(type="symlog", constant=0.1)
-            y.axis = alt.Axis(format=".3~g", values=[s * 10.0**e for e in range(-1, 9) for s in (-1, 1)] + [0])
+            y.scale = alt.Scale(type="symlog", constant=linear)
+            ticks = [s * 10.0**e for e in range(first, first + 10) for s in (-1, 1)]
+            y.axis = alt.Axis(format=".3~g", values=[*ticks, 0])
     return chart
 
 
@@ -181,12 +188,16 @@ def words(plan: Plan, kept: Kept, table: list[dict[str, Any]], tested: Peak | st
 def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
     noise = f", {plan.noise:.0%} of whose labels were redrawn at random," if plan.noise else ""
     what = "plain inputs" if plan.rows.model is None else "the run's frozen features"
-    overlap = "" if plan.apart else " The draws share rows, so that the variance is underestimated."
+    overlap = (
+        f" Draws overlap: any two share about {plan.n / len(plan.rows.train):.0%} of their rows, so that they differ "
+        "less than new samples would, and the variance, the bands and p are too small."
+    )
     sure = facts["confidence of the intervals of medians"]
     said = [
         f"Least squares on 1 to {plan.wide:,} random {plan.features} features of {what} was fitted to {plan.draws} "
         f"draws of {plan.n:,} training rows{noise} and tested on {len(plan.rows.test):,} other rows. Numbers are "
-        f"medians over draws; bands hold the median with {sure:.0%} confidence over draws, for these rows.{overlap}"
+        f"medians over draws; bands hold the median with {sure:.0%} confidence over draws, for these rows."
+        + ("" if plan.apart else overlap)
     ]
     if facts["dependent draws"]:
         said.append(
@@ -213,9 +224,12 @@ def _curve(plan: Plan, table: list[dict[str, Any]], tested: Peak | str, facts: d
     if isinstance(tested, str):
         said.append(f"Whether there is a peak was not tested: {tested}.")
     elif tested.found:
-        said.append(f"This is double descent: the peak is real (p = {tested.p:.2g} over draws, at six widths).")
+        said.append(
+            f"This is double descent: the peak is real (p = {tested.p:.2g} over draws, at six widths, for these test "
+            "rows)."
+        )
     else:
-        said.append(f"No peak can be shown (p = {tested.p:.2g} over draws, at six widths).")
+        said.append(f"No peak can be shown (p = {tested.p:.2g} over draws, at six widths, for these test rows).")
     if facts["heavy tails at widths"]:
         wide = facts["heavy tails at widths"]
         said.append(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
-from modicum.core.spec import arguments, parse, part, text_of
+from modicum.core.spec import Spec, arguments, parse, part, text_of
+from modicum.diagnostics._point import Point
 from modicum.diagnostics._rows import Given
-from modicum.maths.decomposition import Sums
 from modicum.training.apply import batches_of, evaluating
 from modicum.training.many import Member, Reading, train
 from modicum.training.splits import few
@@ -22,25 +21,15 @@ from modicum.training.work import Work
 
 
 class Cell(NamedTuple):
-    """What the models of one place of the matrix have in common; depth None is the spec's own."""
+    """What the models of one place of the matrix have in common; a width or depth of None is the spec's own."""
 
-    width: int
+    width: int | None
     depth: int | None
     samples: int
 
 
-@dataclass
-class Kept:
-    """What is kept of a cell: scores by epoch and draw, (draws, rows) each; sums of its final outputs; its weights."""
-
-    loss: dict[int, np.ndarray] = field(default_factory=dict)
-    error: dict[int, np.ndarray] = field(default_factory=dict)
-    train_loss: dict[int, np.ndarray] = field(default_factory=dict)
-    train_error: dict[int, np.ndarray] = field(default_factory=dict)
-    sums: Sums | None = None
-    parameters: int = 0
-    norm: np.ndarray = field(default_factory=lambda: np.empty(0))
-    effective: np.ndarray = field(default_factory=lambda: np.empty(0))
+Kept = dict[int, Point]
+"""What is kept of a cell: a point at every epoch that is read."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +38,12 @@ class Matrix:
 
     `encoder` is the spec of a trunk, without what is varied; `epochs` are those at which models are read, the last of
     them the end, in passes over the largest sample: all models take as many steps. `noise` is the share of labels
-    redrawn uniformly over all classes, in every draw anew.
+    redrawn uniformly over all classes, in every draw anew. Bias, variance and weights are measured at the end, and with
+    `throughout` at all epochs of the largest cell.
     """
 
     encoder: str
-    widths: Sequence[int]
+    widths: Sequence[int | None]
     depths: Sequence[int | None]
     samples: Sequence[int]
     epochs: Sequence[int]
@@ -63,15 +53,16 @@ class Matrix:
     batch: int
     weight_decay: float
     seed: int
+    throughout: bool = False
 
     def cells(self) -> list[Cell]:
         return [Cell(w, d, n) for n in self.samples for d in self.depths for w in self.widths]
 
     def spec(self, cell: Cell) -> str:
         """The trunk of a cell."""
-        made = parse(self.encoder, "encoder")
+        made = parsed(self.encoder)
         known = arguments(part("trunk", made["name"]))
-        varied: dict[str, int] = {"width": cell.width}
+        varied: dict[str, int] = {} if cell.width is None else {"width": cell.width}
         if cell.depth is not None:
             varied["depth" if "depth" in known else "blocks"] = cell.depth
         for key in varied:
@@ -93,7 +84,7 @@ class Matrix:
                 initial, shuffle = seeds.fold(self.seed, "init", draw), seeds.fold(self.seed, "order", draw)
                 members.append(Member(own, labels[own], self.spec(cell), initial, shuffle, steps=steps, **given))  # type: ignore[arg-type]
                 places.append((cell, draw))
-        kept = {cell: Kept() for cell in cells}
+        kept: dict[Cell, Kept] = {cell: {} for cell in cells}
         for reading in train(members, work, at=[e * self.per for e in self.epochs]):
             self._read(reading, rows, places, kept)
         return kept
@@ -127,37 +118,29 @@ class Matrix:
         z = reading.outputs(rows.test)
         loss, error = reading.own()
         y = rows.labels.values[rows.test]
-        epoch = reading.step // self.per
+        epoch, largest = reading.step // self.per, self.cells()[-1]
         for k, number in enumerate(reading.numbers):
             cell, draw = places[number]
-            own = kept[cell]
-            losses, errors = scores(z[k], y, rows.classes)
-            for store, value in ((own.loss, losses), (own.error, errors)):
-                store.setdefault(epoch, np.zeros((self.draws, len(y)), np.float32))[draw] = value
-            for store, mean in ((own.train_loss, loss[k]), (own.train_error, error[k])):
-                store.setdefault(epoch, np.zeros(self.draws))[draw] = mean
-            if epoch == max(self.epochs):
-                self._finish(own, reading, k, draw, z[k])
-
-    def _finish(self, own: Kept, reading: Reading, k: int, draw: int, z: np.ndarray) -> None:
-        own.sums = own.sums or Sums(reading.stack.work.classes)
-        own.sums.add(z[None], [draw])
-        model = reading.member(k)
-        if not len(own.norm):
-            own.norm, own.effective = np.zeros(self.draws), np.zeros(self.draws)
-        own.parameters = sum(p.numel() for p in model.parameters())
-        own.norm[draw] = float(torch.stack([p.detach().square().sum() for p in model.parameters()]).sum().sqrt())
-        member = reading.stack.members[k]
-        own.effective[draw] = effective(model, reading.stack.work, member.rows[:1000])
+            point = kept[cell].setdefault(epoch, Point(self.draws))
+            point.read(draw, z[k], y, rows.classes)
+            point.train_loss[draw], point.train_error[draw] = loss[k], error[k]
+            if epoch == max(self.epochs) or (self.throughout and cell == largest):
+                point.decompose(draw, z[k], y, rows.classes)
+                model, own = reading.member(k), reading.stack.members[k]
+                point.parameters = sum(p.numel() for p in model.parameters())
+                squares = [p.detach().square().sum() for p in model.parameters()]
+                point.norm[draw] = float(torch.stack(squares).sum().sqrt())
+                point.effective[draw] = effective(model, reading.stack.work, own.rows[:1000])
 
 
-def scores(z: np.ndarray, y: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Loss and error (n,) of logits (n, c), or twice the squared error of numbers (n, 1)."""
-    if not classes:
-        square = np.square(z[:, 0].astype(np.float64) - y)
-        return square, square
-    z = z.astype(np.float64)
-    return logsumexp(z, axis=1) - z[np.arange(len(z)), y], (z.argmax(1) != y).astype(np.float64)
+def parsed(encoder: str) -> Spec:
+    """The spec of a trunk with its arguments by name; UserError where it is none, or a sum."""
+    made = parse(encoder, "encoder")
+    if "sum" in made:
+        raise UserError(f"--encoder '{encoder}': wanted one trunk, such as mlp or convnet(norm='batch')")
+    names = [k for k in arguments(part("trunk", made["name"])) if k not in ("dim", "grid")]
+    args = {names[int(k)] if k.isdecimal() and int(k) < len(names) else k: v for k, v in made["args"].items()}
+    return {**made, "args": args}
 
 
 def effective(model: Any, work: Work, rows: np.ndarray) -> float:
@@ -169,7 +152,8 @@ def effective(model: Any, work: Work, rows: np.ndarray) -> float:
     with evaluating(model):
         parts = [model.encoder(batch).pooled for batch in batches_of(work.source, rows, work.device)]
     z = torch.cat(parts).double()
-    values = torch.linalg.svdvals(z).square() / len(z)
+    product = z @ z.T if len(z) < z.shape[1] else z.T @ z  # the same eigenvalues, but for some that are 0
+    values = torch.linalg.eigvalsh(product).clamp(min=0) / len(z)
     return float(model.outputs * (values / (values + 1e-3 * values.sum() + 1e-300)).sum())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -9,37 +10,38 @@ from typing import Any
 import numpy as np
 
 from modicum.core.errors import UserError, unknown
+from modicum.diagnostics._descent_charts import charts
+from modicum.diagnostics._descent_curves import Curve, along, measured
+from modicum.diagnostics._descent_words import words
 from modicum.diagnostics._feature_curves import find
-from modicum.diagnostics._finding import Finding, lines
-from modicum.diagnostics._matrix import Cell, Kept, Matrix, noisy
+from modicum.diagnostics._finding import Finding
+from modicum.diagnostics._matrix import Matrix, noisy, parsed
 from modicum.diagnostics._rows import Given, given
-from modicum.maths.intervals import crossed
-from modicum.maths.peak import Peak, peak
 
+NAME = "double-descent"
 AXES = ("width", "samples", "epochs", "depth")
 ENCODERS = {
-    "mlp": "mlp(depth=1, norm='none')",
-    "convnet": "convnet(norm='group', cells=0)",
-    "transformer": "transformer(depth=2, heads=2)",
+    "mlp": "mlp(width=64, depth=1, norm='none')",
+    "convnet": "convnet(width=64, norm='group', cells=0)",
+    "transformer": "transformer(width=64, depth=2, heads=2)",
 }
-"""The trunks by the names that are asked for; what is varied is set by the matrix."""
+"""The trunks that short names mean; what is varied is set by the matrix."""
 WIDTHS = {
     "mlp": (1, 2, 3, 4, 6, 8, 11, 16, 24, 40, 64, 128, 256, 512),
     "convnet": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32),
     "transformer": (4, 8, 12, 16, 24, 32, 48, 64),
 }
+"""The widths of a trunk of that name; other trunks get those of mlp."""
 OPTIONS = {
     "over": "The axis: width, samples, epochs or depth; several with commas between share one run matrix.",
     "encoder": "mlp, convnet, transformer, random-features, or a trunk's spec whose width and depth are varied.",
     "label_noise": "The share of training labels that are redrawn at random.",
     "values": "Places on the (first) axis, such as 1,2,4,8.",
-    "width": "The width where it is not the axis.",
+    "width": "The width where it is not the axis; default that of the encoder's spec, 64 of the short names.",
     "draws": "Independent samples of training rows, noise and initialisation.",
     "epochs": "Passes over the largest sample.",
     "limit": "Training rows of a draw.",
 }
-FITS = 0.01
-"""The training error from which a model is said to interpolate."""
 
 
 def double_descent(
@@ -75,37 +77,46 @@ def double_descent(
             raise unknown("--over", name, AXES)
     rows = given(data, label=label, split=split, group=group, size=size, most_tests=5000, seed=seed)
     if encoder == "random-features":
-        if axes != ["width"]:
-            raise UserError(f"--over {over}: of random features it is the width that is varied; leave --over out")
+        alone(over, {"width": width, "epochs": epochs, "lr": lr, "batch": batch})
         noisy(rows.labels.values[:1], rows.classes, label_noise, 0)
-        largest = numbers(values, "width")[-1] if values else None
-        return find(
-            rows, "relu", min(limit or 500, len(rows.train)), largest, draws, label_noise, 6, seed, "double-descent"
-        )
+        wide = numbers(values, "width")[-1] if values else None
+        return find(rows, "relu", min(limit or 500, len(rows.train)), wide, draws, label_noise, 6, seed, NAME)
     matrix = plan(rows, axes, encoder, values, width, draws, epochs, label_noise, lr, batch, limit, seed)
     kept = matrix.run(rows, rows.work())
-    table = [row for cell in matrix.cells() for row in measured(cell, kept[cell], matrix, rows)]
-    drawn: dict[str, Any] = {}
-    said = []
-    facts: dict[str, Any] = {
+    table = [row for cell in matrix.cells() for row in measured(cell, kept[cell], matrix)]
+    curves = [along(axis, matrix, kept, table, rows) for axis in axes]
+    drawn = {name: chart for curve in curves for name, chart in charts(curve, matrix, rows).items()}
+    said = "\n\n".join(words(curve, matrix, rows) for curve in curves)
+    facts = about(curves, matrix, rows) | {"seconds": round(time.perf_counter() - began, 1)}
+    return Finding(NAME, table, drawn, said, facts)
+
+
+def alone(over: str, options: dict[str, Any]) -> None:
+    """Refuse what random features have no use for."""
+    if over.strip() != "width":
+        raise UserError(f"--over {over}: of random features it is the width that is varied; leave --over out")
+    for name, value in options.items():
+        if value != inspect.signature(double_descent).parameters[name].default:
+            raise UserError(
+                f"--{name} {value}: random features are fitted exactly, at every width up to the largest of --values; "
+                f"leave --{name} out"
+            )
+
+
+def about(curves: list[Curve], matrix: Matrix, rows: Given) -> dict[str, Any]:
+    """Settings, and what belongs to no row."""
+    scale = "" if rows.classes else " (of logarithms)"
+    return {
         "rows": matrix.samples,
-        "draws": draws,
-        "label noise": label_noise,
+        "draws": matrix.draws,
+        "label noise": matrix.noise,
         "test rows": len(rows.test),
-    }
-    for axis in axes:
-        found = along(axis, matrix, kept, table)
-        drawn |= charts(axis, found, matrix, rows)
-        said.append(words(axis, found, matrix, rows))
-        facts[f"peak over {axis}"] = str(found["peak"])
-    facts |= {
+        **{f"peak over {curve.axis}": f"{curve.peak}{scale}" for curve in curves},
         "disjoint draws": matrix.apart(rows),
-        "encoder": matrix.encoder,
+        "largest encoder": matrix.spec(matrix.cells()[-1]),
         "epochs": max(matrix.epochs),
         "steps": max(matrix.epochs) * matrix.per,
     }
-    facts["seconds"] = round(time.perf_counter() - began, 1)
-    return Finding("double-descent", table, drawn, "\n\n".join(said), facts)
 
 
 def plan(
@@ -119,7 +130,13 @@ def plan(
         raise UserError(f"--epochs {epochs}, --batch {batch}, --limit {limit}: wanted at least 1, 1 and 2")
     most = min(limit or len(rows.train), len(rows.train))
     asked = {axes[0]: numbers(values, axes[0])} if values else {}
-    widths = asked.get("width") or (list(WIDTHS.get(encoder, WIDTHS["mlp"])) if "width" in axes else [width or 64])
+    if width is not None and (width < 1 or "width" in axes):
+        why = "the widths of the axis are --values" if "width" in axes else "wanted at least 1"
+        raise UserError(f"--width {width}: {why}")
+    spec = ENCODERS.get(encoder, encoder)
+    name, own = parsed(spec)["name"], parsed(spec)["args"].get("width")
+    several = asked.get("width") or list(WIDTHS.get(name, WIDTHS["mlp"]))
+    widths: Sequence[int | None] = several if "width" in axes else [width or own]
     depths: Sequence[int | None] = asked.get("depth") or ([1, 2, 3, 4, 6] if "depth" in axes else [None])
     least = max(2 * max(rows.classes, 1), 10)
     samples = asked.get("samples") or (geometric(least, most, 10) if "samples" in axes else [most])
@@ -128,8 +145,8 @@ def plan(
             f"{max(samples):,} samples were asked for; {rows.data.name} has {len(rows.train):,} to train on"
         )
     passes = asked.get("epochs") or geometric(1, epochs, 14)
-    spec = ENCODERS.get(encoder, encoder)
-    return Matrix(spec, widths, depths, samples, passes, draws, noise, lr, min(batch, max(samples)), 0.0, seed)
+    size = min(batch, max(samples))
+    return Matrix(spec, widths, depths, samples, passes, draws, noise, lr, size, 0.0, seed, "epochs" in axes)
 
 
 def numbers(text: str, axis: str) -> list[int]:
@@ -148,159 +165,3 @@ def geometric(low: int, high: int, count: int) -> list[int]:
     if high <= low:
         return [high]
     return sorted({int(v) for v in np.geomspace(low, high, count).round()})
-
-
-def measured(cell: Cell, own: Kept, matrix: Matrix, rows: Given) -> list[dict[str, Any]]:
-    """A row for every epoch at which the cell was read; the last has bias, variance and the weights' measures."""
-    y, out = rows.labels.values[rows.test], []
-    for epoch in matrix.epochs:
-        row: dict[str, Any] = {**cell._asdict(), "epoch": epoch, "step": epoch * matrix.per}
-        for name, scores in (("test loss", own.loss[epoch]), ("test error", own.error[epoch])):
-            interval = crossed(scores)
-            row |= {name: interval.mean, f"{name} low": interval.low, f"{name} high": interval.high}
-        row |= {"train loss": own.train_loss[epoch].mean(), "train error": own.train_error[epoch].mean()}
-        if epoch == matrix.epochs[-1] and own.sums is not None:
-            row |= {"parameters": own.parameters, "weight norm": own.norm.mean()}
-            row["effective parameters"] = own.effective.mean()
-            for kind in ("squared", "cross-entropy") if rows.classes else ("squared",):
-                part = own.sums.decompose(y, kind)
-                for name, value in (("bias", part.bias), ("variance", part.variance)):
-                    row |= {f"{kind} {name}": value.mean, f"{kind} {name} low": value.low}
-                    row[f"{kind} {name} high"] = value.high
-            row["early stopping"] = stopped(own, matrix)[1]
-        out.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
-    return out
-
-
-def stopped(own: Kept, matrix: Matrix) -> tuple[float, float]:
-    """The mean epoch chosen by the loss on one half of the test rows, and the error there on the other half."""
-    losses = np.stack([own.loss[e] for e in matrix.epochs])  # (epochs, draws, rows)
-    errors = np.stack([own.error[e] for e in matrix.epochs])
-    half = np.arange(losses.shape[2]) % 2 == 0
-    epochs, found = [], []
-    for choose, read in ((half, ~half), (~half, half)):
-        best = losses[:, :, choose].mean(2).argmin(0)
-        epochs += [matrix.epochs[b] for b in best]
-        found += [errors[b, d, read].mean() for d, b in enumerate(best)]
-    return float(np.mean(epochs)), float(np.mean(found))
-
-
-def along(axis: str, matrix: Matrix, kept: dict[Cell, Kept], table: list[dict[str, Any]]) -> dict[str, Any]:
-    """The curve along an axis, the others at their largest: rows, test errors (draws, points), threshold, peak."""
-    last = {"width": matrix.widths[-1], "depth": matrix.depths[-1], "samples": matrix.samples[-1]}
-    last |= {"epoch": matrix.epochs[-1]}
-    key = "epoch" if axis == "epochs" else axis
-    fixed = {k: v for k, v in last.items() if k != key}
-    rows = [row for row in table if all(row[k] == v for k, v in fixed.items())]
-    rows.sort(key=lambda row: row[key])
-    cells = [kept[Cell(row["width"], row["depth"], row["samples"])] for row in rows]
-    scores = np.stack([c.error[row["epoch"]].mean(1) for c, row in zip(cells, rows, strict=True)], 1)
-    fits = next((row[key] for row in rows if row["train error"] <= FITS), None)
-    if axis == "samples":  # the largest sample that is still fitted
-        fits = next((row[key] for row in reversed(rows) if row["train error"] <= FITS), None)
-    x = np.array([row[key] for row in rows], float)
-    few = "it needs at least 3 points and 3 draws"
-    tested: Peak | str = peak(x, scores) if len(rows) >= 3 and matrix.draws >= 3 else few
-    return {"key": key, "rows": rows, "scores": scores, "threshold": fits, "peak": tested}
-
-
-def charts(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> dict[str, Any]:
-    """The axis' charts: error, loss, and bias beside variance where models end."""
-    key, table = found["key"], found["rows"]
-    rules = {"fits the training labels": found["threshold"]} if found["threshold"] is not None else {}
-    n = f"n = {matrix.samples[-1]:,}" if axis != "samples" else f"width {matrix.widths[-1]}"
-    what = "error" if rows.classes else "squared error"
-    kinds = {"error": [("test", "test error"), ("training", "train error")]}
-    kinds["loss"] = [("test", "test loss"), ("training", "train loss")]
-    title = {"epoch": "epoch"}.get(key, key)
-    out = {}
-    for name, pairs in kinds.items():
-        if name == "loss" and not rows.classes:
-            continue
-        points = []
-        for words_, column in pairs:
-            low, high = (f"{column} low", f"{column} high") if column.startswith("test") else (column, column)
-            points += [{key: r[key], "value": r[column], "low": r[low], "high": r[high], "of": words_} for r in table]
-        if name == "error" and axis != "epochs" and rows.classes:
-            stop = [r for r in table if "early stopping" in r]
-            points += [
-                {key: r[key], "value": v, "low": v, "high": v, "of": "test, stopped early"}
-                for r in stop
-                for v in [r["early stopping"]]
-            ]
-        label = what if name == "error" else "cross-entropy"
-        heading = (
-            f"{rows.data.name}: {label} against {axis} ({n}, {matrix.noise:.0%} label noise, {matrix.draws} draws)"
-        )
-        out[f"{axis}-{name}"] = lines(
-            points,
-            key,
-            "value",
-            by="of",
-            band=("low", "high"),
-            title=(title, label),
-            heading=heading,
-            log="x",
-            rules=rules,
-        )
-    if axis != "epochs":
-        points = [
-            {key: r[key], "value": r[f"squared {part}"], "low": r[f"squared {part} low"],
-             "high": r[f"squared {part} high"], "of": {"bias": "bias²"}.get(part, part)}
-            for part in ("bias", "variance")
-            for r in table
-        ]  # fmt: skip
-        heading = (
-            f"{rows.data.name}: unbiased bias² and variance of the {'probabilities' if rows.classes else 'numbers'}"
-        )
-        given: dict[str, Any] = {
-            "band": ("low", "high"),
-            "title": (title, "squared loss"),
-            "heading": heading,
-            "rules": rules,
-        }
-        out[f"{axis}-bias-variance"] = lines(points, key, "value", by="of", log="x", **given)
-    return out
-
-
-def words(axis: str, found: dict[str, Any], matrix: Matrix, rows: Given) -> str:
-    """What the curve shows, for a newcomer."""
-    table, key, tested = found["rows"], found["key"], found["peak"]
-    best = min(table, key=lambda r: r["test error"])
-    worst = max(table, key=lambda r: r["test error"])
-    what = "test error" if rows.classes else "squared test error"
-    interval = f"[{best['test error low']:.3g}, {best['test error high']:.3g}]"
-    said = [
-        f"Over {axis}, with {matrix.draws} draws of {matrix.samples[-1]:,} training rows and {matrix.noise:.0%} of the "
-        f"labels redrawn at random: {what} is lowest, {best['test error']:.3g} {interval}, at {key} {best[key]:,}."
-    ]
-    if not matrix.apart(rows):
-        said[-1] += " The draws share rows, so that what varies between them is understated."
-    if found["threshold"] is not None:
-        said.append(
-            f"The training labels, noise included, are fitted to {FITS:.0%} error from {key} {found['threshold']:,} on."
-        )
-        if axis == "samples":
-            said[-1] = f"Up to {found['threshold']:,} samples the training labels, noise included, are fitted."
-    else:
-        said.append("No model fits the training labels, so there is no interpolation threshold in this range.")
-    if isinstance(tested, str):
-        said.append(f"Whether there is a peak was not tested: {tested}.")
-    elif tested.found:
-        top = max((r for r in table if tested.before < r[key] < tested.after), key=lambda r: r["test error"])
-        said.append(
-            f"There is a peak, highest at {key} {top[key]:,} (p = {tested.p:.2g}, {tested.height:.3g} "
-            f"[{tested.low:.3g}, {tested.high:.3g}] above both sides): error falls, rises, and falls again, which is "
-            "double descent. Near it models are worse than smaller and than larger ones: go past it, stop early, or "
-            "regularise."
-        )
-    else:
-        said.append(
-            f"No peak is shown (p = {tested.p:.2f}; one higher than {max(tested.high, 0):.3g} is ruled out): the curve "
-            f"may just fall, or fall and rise once. Its highest point, at {key} {worst[key]:,}, is "
-            f"{worst['test error']:.3g}."
-        )
-    if axis != "epochs" and rows.classes:
-        early = min((r for r in table if "early stopping" in r), key=lambda r: r["early stopping"])
-        said.append(f"With early stopping the lowest error is {early['early stopping']:.3g}, at {key} {early[key]:,}.")
-    return " ".join(said)

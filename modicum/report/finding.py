@@ -24,7 +24,8 @@ def write(finding: Finding, out: Path) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / "rows.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(finding.rows), temporary)
+        columns = _columns(finding)  # pyarrow takes those of the first row alone
+        pq.write_table(pa.table({c: [row.get(c) for row in finding.rows] for c in columns}), temporary)
     for name in finding.charts:
         atomic_write(out / f"{name}.png", finding.png(name))
         atomic_write(out / f"{name}.svg", finding.svg(name).encode())
@@ -38,7 +39,7 @@ def write(finding: Finding, out: Path) -> Path:
 
 def page(finding: Finding) -> str:
     """One self-contained HTML page: the words, the charts, and the rows as a table."""
-    columns = list(dict.fromkeys(key for row in finding.rows for key in row))
+    columns = _columns(finding)
     text: str = (
         environment()
         .get_template("finding.html")
@@ -51,6 +52,11 @@ def page(finding: Finding) -> str:
         )
     )
     return text
+
+
+def _columns(finding: Finding) -> list[str]:
+    """The keys of all rows, in the order in which they first appear."""
+    return list(dict.fromkeys(key for row in finding.rows for key in row))
 
 
 def _cell(value: Any) -> str:

@@ -24,6 +24,10 @@ MEMBERS = "members"
 """The folder in OUT where trainings that were killed go on."""
 
 
+ALONE = ("complexity", "random-features")
+"""Diagnostics that train no networks: they run in one process, on the processor."""
+
+
 def diagnostics() -> dict[str, Callable[..., Finding]]:
     """Every diagnostic by its name in kebab case: the function of its file's name."""
     files = sorted(m.name for m in pkgutil.iter_modules(modicum.diagnostics.__path__) if not m.name.startswith("_"))
@@ -44,7 +48,7 @@ def diagnose(
 
     `name`: see `modicum diagnose --help`; `options` are those of the diagnostic, such as over="width". Returns a
     `Finding`, which shows itself in a notebook; without `out` nothing is written from Python. `workers` processes share
-    the training. Killed and asked again with the same `out`, it goes on where its trainings were.
+    the training of networks. Killed and asked again with the same `out`, it goes on where its trainings were.
     """
     known = diagnostics()
     if name not in known:
@@ -57,6 +61,8 @@ def diagnose(
     if "seed" in options:
         check_seed(options["seed"])
     at_least(1, workers=workers)
+    if name in ALONE or options.get("encoder") == "random-features":
+        refuse_idle(name, workers=(workers, 1), device=(device, "auto"))
     members = None if out is None else Path(out) / MEMBERS
     if out is not None:
         check_folder(Path(out), force)
@@ -70,14 +76,29 @@ def diagnose(
     return finding
 
 
+def refuse_idle(name: str, **given: tuple[Any, Any]) -> None:
+    """Refuse options, given with their defaults, that do nothing where no networks are trained."""
+    what = "" if name in ALONE else " of random features"
+    for key, (value, default) in given.items():
+        if value != default:
+            raise UserError(
+                f"--{key} {value}: no networks are trained by {name}{what}, which runs in one process on the "
+                f"processor; leave --{key} out"
+            )
+
+
 def check_folder(out: Path, force: bool) -> None:
-    """Refuse a place that holds something other than an older finding; that one only without --force."""
-    begun = out.is_dir() and {p.name for p in out.iterdir()} <= {MEMBERS}
-    if begun and force:
-        shutil.rmtree(out / MEMBERS, ignore_errors=True)
-    if out.is_file() or (out.is_dir() and not begun and not (force and (out / "finding.json").is_file())):
-        how = "or --force to replace it" if (out / "finding.json").is_file() else "it is no finding of modicum diagnose"
+    """Refuse a place that holds something other than a finding, or one not begun to be replaced, without `force`.
+
+    What was begun goes on; with `force` the members of killed trainings are removed, and it begins anew.
+    """
+    inside = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    found, begun = "finding.json" in inside, MEMBERS in inside
+    if out.is_file() or (inside - {MEMBERS} and not (found and (begun or force))):
+        how = "or --force to replace it" if found else "it is no finding of modicum diagnose"
         raise UserError(f"{out} exists: choose another --out, {how}")
+    if force:
+        shutil.rmtree(out / MEMBERS, ignore_errors=True)
 
 
 def commands() -> dict[str, Callable[..., Finding]]:
@@ -95,7 +116,7 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
     device = inspect.Parameter("device", keyword, default="auto", annotation=str)
     out = inspect.Parameter("out", keyword, default=None, annotation=str | None)
     force = inspect.Parameter("force", keyword, default=False, annotation=bool)
-    parameters = [*own.parameters.values(), workers, device, out, force]
+    added = [out, force] if name in ALONE else [workers, device, out, force]
 
     def call(
         data: Any,
@@ -107,15 +128,15 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
         **options: Any,
     ) -> Finding:
         folder = Path(out) if out is not None else Path("runs") / f"{name}-{Path(str(data)).stem}"
-        force = force or (out is None and (folder / "finding.json").is_file())
+        done = (folder / "finding.json").is_file() and not (folder / MEMBERS).exists()
+        force = force or (out is None and done)
         finding = diagnose(name, data, workers=workers, device=device, out=folder, force=force, **options)
         say(f"{finding.words}\n")
         return finding
 
     call.__doc__ = inspect.getdoc(function)
-    call.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    call.__signature__ = own.replace(parameters=[*own.parameters.values(), *added])  # type: ignore[attr-defined]
     call.options = getattr(sys.modules[function.__module__], "OPTIONS", {})  # type: ignore[attr-defined]
     hints = inspect.get_annotations(function, eval_str=True)
-    call.__annotations__ = {**{k: v for k, v in hints.items() if k != "return"}, "workers": int, "device": str}
-    call.__annotations__ |= {"out": str | None, "force": bool}
+    call.__annotations__ = {k: v for k, v in hints.items() if k != "return"} | {p.name: p.annotation for p in added}
     return call
