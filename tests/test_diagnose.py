@@ -40,7 +40,11 @@ def test_a_diagnostic_writes_rows_charts_words_and_a_page(name: str, tmp_path: P
     assert done.exit_code == 0, done.output
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["name"] == name
-    assert len(told["rows"]) == pq.read_table(out / "rows.parquet").num_rows > 0
+    written = pq.read_table(out / "rows.parquet")
+    assert len(told["rows"]) == written.num_rows > 0
+    assert set(written.column_names) == {key for row in told["rows"] for key in row}
+    for key in written.column_names:
+        assert written[key].null_count == sum(row.get(key) is None for row in told["rows"])
     kept = json.loads((out / "finding.json").read_text())
     assert kept["words"] == told["words"]
     assert len(kept["words"].split()) > 20
@@ -96,6 +100,20 @@ def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypat
     assert len(calls) < 2 * 90
     assert again.rows == whole.rows
     assert not (tmp_path / "o" / "members").exists()
+
+
+@pytest.mark.parametrize("left", [["members"], ["finding.json", "members"], ["finding.json", "rows.parquet"]])
+def test_force_starts_anew_whatever_an_earlier_run_left(left: list[str], tmp_path: Path) -> None:
+    for name in left:
+        (tmp_path / name).mkdir() if name == "members" else (tmp_path / name).write_text("{}")
+    if "members" in left:
+        (tmp_path / "members" / "members.json").write_text('{"digest": "of others", "members": 1, "torch": "0"}')
+    ask = {"limit": 60, "draws": 3, "epochs": 2, "values": "2,4"}
+    with pytest.raises(UserError, match="start anew with --force" if "members" in left else "--force to replace it"):
+        modicum.diagnose("double-descent", out=tmp_path, **ask)
+    modicum.diagnose("double-descent", out=tmp_path, force=True, **ask)
+    assert not (tmp_path / "members").exists()
+    assert (tmp_path / "rows.parquet").stat().st_size > 100
 
 
 def test_bad_asks_are_refused(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def write(finding: Finding, out: Path) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     with atomic_path(out / "rows.parquet") as temporary:
-        pq.write_table(pa.Table.from_pylist(finding.rows), temporary)
+        pq.write_table(table(finding.rows), temporary)
     for name in finding.charts:
         atomic_write(out / f"{name}.png", finding.png(name))
         atomic_write(out / f"{name}.svg", finding.svg(name).encode())
@@ -36,9 +37,19 @@ def write(finding: Finding, out: Path) -> Path:
     return out / "report.html"
 
 
+def columns_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The columns of all rows in the order they come up: not every row has every column."""
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table of every column that some row has; pyarrow itself takes those of the first row only."""
+    return pa.table({c: [row.get(c) for row in rows] for c in columns_of(rows)})
+
+
 def page(finding: Finding) -> str:
     """One self-contained HTML page: the words, the charts, and the rows as a table."""
-    columns = list(dict.fromkeys(key for row in finding.rows for key in row))
+    columns = columns_of(finding.rows)
     text: str = (
         environment()
         .get_template("finding.html")

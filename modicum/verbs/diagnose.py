@@ -61,8 +61,13 @@ def diagnose(
     if out is not None:
         check_folder(Path(out), force)
     where = choose_device(device)
-    with bar(1, name, "member steps") as shown, around(Around(members, workers, shown.of, where)):
-        finding = function(**({} if data is None else {"data": data}), **options)
+    try:
+        with bar(1, name, "member steps") as shown, around(Around(members, workers, shown.of, where)):
+            finding = function(**({} if data is None else {"data": data}), **options)
+    except UserError as error:
+        if members is None or str(members) not in str(error):
+            raise
+        raise UserError(f"{error}; or start anew with --force") from None
     if out is not None:
         with saving(Path(out)):
             write(finding, Path(out))
@@ -71,13 +76,17 @@ def diagnose(
 
 
 def check_folder(out: Path, force: bool) -> None:
-    """Refuse a place that holds something other than an older finding; that one only without --force."""
-    begun = out.is_dir() and {p.name for p in out.iterdir()} <= {MEMBERS}
-    if begun and force:
+    """Refuse a place that holds something else than a diagnosis; a finished one only without --force.
+
+    One that was begun goes on, over an older finding too; with --force it starts anew.
+    """
+    finished, begun = (out / "finding.json").is_file(), (out / MEMBERS).is_dir()
+    if out.is_file() or (out.is_dir() and not finished and not {p.name for p in out.iterdir()} <= {MEMBERS}):
+        raise UserError(f"{out} exists: choose another --out, it is no finding of modicum diagnose")
+    if finished and not begun and not force:
+        raise UserError(f"{out} exists: choose another --out, or --force to replace it")
+    if force:
         shutil.rmtree(out / MEMBERS, ignore_errors=True)
-    if out.is_file() or (out.is_dir() and not begun and not (force and (out / "finding.json").is_file())):
-        how = "or --force to replace it" if (out / "finding.json").is_file() else "it is no finding of modicum diagnose"
-        raise UserError(f"{out} exists: choose another --out, {how}")
 
 
 def commands() -> dict[str, Callable[..., Finding]]:
@@ -107,7 +116,8 @@ def _command(name: str, function: Callable[..., Finding]) -> Callable[..., Findi
         **options: Any,
     ) -> Finding:
         folder = Path(out) if out is not None else Path("runs") / f"{name}-{Path(str(data)).stem}"
-        force = force or (out is None and (folder / "finding.json").is_file())
+        again = out is None and (folder / "finding.json").is_file() and not (folder / MEMBERS).is_dir()
+        force = force or again
         finding = diagnose(name, data, workers=workers, device=device, out=folder, force=force, **options)
         say(f"{finding.words}\n")
         return finding
