@@ -107,7 +107,8 @@ def test_force_starts_anew_whatever_an_earlier_run_left(left: list[str], tmp_pat
     for name in left:
         (tmp_path / name).mkdir() if name == "members" else (tmp_path / name).write_text("{}")
     if "members" in left:
-        (tmp_path / "members" / "members.json").write_text('{"digest": "of others", "members": 1, "torch": "0"}')
+        (tmp_path / "members" / "01").mkdir()
+        (tmp_path / "members" / "01" / "members.json").write_text('{"digest": "of others", "members": 1, "torch": "0"}')
     ask = {"limit": 60, "draws": 3, "epochs": 2, "values": "2,4"}
     with pytest.raises(UserError, match="start anew with --force" if "members" in left else "--force to replace it"):
         modicum.diagnose("double-descent", out=tmp_path, **ask)
