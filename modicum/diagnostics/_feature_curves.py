@@ -37,6 +37,8 @@ def find(
 ) -> Finding:  # fmt: skip
     """Fit every draw at every width, and say what came of it; the arguments are those of `random-features`."""
     began = time.perf_counter()
+    if draws < 3:
+        raise UserError(f"--draws {draws}: medians, bias, variance and their intervals need at least 3")
     n = count(rows, limit, draws)
     wide = widths or 4 * n
     plan = Plan(rows, features, n, wide, draws, label_noise, ridges, grid(n, wide), seed)
@@ -183,11 +185,13 @@ def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
     what = "plain inputs" if plan.rows.model is None else "the run's frozen features"
     overlap = "" if plan.apart else " The draws share rows, so that the variance is underestimated."
     sure = facts["confidence of the intervals of medians"]
+    lost = plan.rows.missing(plan.n, plan.draws, plan.seed)
     said = [
         f"Least squares on 1 to {plan.wide:,} random {plan.features} features of {what} was fitted to {plan.draws} "
         f"draws of {plan.n:,} training rows{noise} and tested on {len(plan.rows.test):,} other rows. Numbers are "
         f"medians over draws; bands hold the median with {sure:.0%} confidence over draws, for these rows.{overlap}"
     ]
+    said += [lost] if lost else []
     if facts["dependent draws"]:
         said.append(
             f"In {facts['dependent draws']} of the draws features depend on each other to the precision of float64: a "

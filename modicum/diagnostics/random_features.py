@@ -46,8 +46,6 @@ def random_features(
     """
     if features not in KINDS:
         raise unknown("--features", features, KINDS)
-    if draws < 3:
-        raise UserError(f"--draws {draws}: bias, variance and their intervals need at least 3")
     if widths is not None and widths < 1:
         raise UserError(f"--widths {widths}: wanted at least 1, the largest number of features")
     if not 0 <= label_noise < 1:
