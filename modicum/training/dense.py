@@ -19,10 +19,13 @@ from torch.nn import functional as F
 from modicum.core.types import Batch
 from modicum.nn.trunks.mlp import Mlp
 from modicum.objectives.supervised import Supervised
-from modicum.training.stack import Stack
+from modicum.training.stack import Stack, gradient
 from modicum.training.work import Member, Work
 
 aten = torch.ops.aten
+
+READ = 512
+"""Rows that outputs are computed of at a time."""
 
 Forward = Callable[[Tensor, Tensor], Any]
 Backward = Callable[[Tensor, Tensor, Tensor], Any]
@@ -67,7 +70,8 @@ def eligible(model: Supervised) -> bool:
     trunk = getattr(encoder, "trunk", None)
     if not isinstance(trunk, Mlp) or encoder.pool not in ("own", "mean") or encoder.embed.ragged or encoder.embed.first:
         return False
-    plain = trunk.over == "sample" and trunk._used == "none" and not trunk.dropout and trunk.act in ACTIVATIONS
+    bare = not trunk.depth or (trunk._used == "none" and not trunk.dropout)
+    plain = trunk.over == "sample" and bare and trunk.act in ACTIVATIONS
     return plain and next(encoder.embed.parameters(), None) is None
 
 
@@ -190,7 +194,7 @@ class Dense(Stack):
         self.wide: list[int] = [max(self.widths[p]) for p in self.parts]
         self.classes = models[0].outputs
         self._stack(models)
-        self.grads = [torch.zeros_like(p) for p in self.parameters()]
+        self.grads = [gradient(p) for p in self.parameters()]
         self.kept: dict[Any, Tensor] = {}
         self.minus = torch.full((1, 1, 1), -1.0, dtype=work.dtype, device=work.device)
         self.passes: dict[str, Pass] = {}
@@ -238,10 +242,6 @@ class Dense(Stack):
         torch.index_select(self.flat, 0, at, out=x)
         return {"x": x.view(*rows.shape, -1)}
 
-    def publish(self) -> None:
-        for p, grad in zip(self.parameters(), self.grads, strict=True):
-            p.grad = grad
-
     def room(self, name: Any, *shape: int) -> Tensor:
         """Memory that is kept from step to step, of the last shape asked for and its batch size."""
         key = (name, shape[-1])
@@ -283,14 +283,14 @@ class Dense(Stack):
     def outputs(self, index: np.ndarray) -> Tensor:
         parts = []
         with torch.no_grad():
-            for start in range(0, len(index), 512):
-                made = self.run("read", self.features(index[start : start + 512]), len(self.members))
+            for start in range(0, len(index), READ):
+                made = self.run("read", self.features(index[start : start + READ]), len(self.members))
                 parts.append(made.out.transpose(1, 2).clone())
         return torch.cat(parts, 1)
 
     def alone(self, i: int, index: np.ndarray) -> Tensor:
         model = self.member(i)
-        parts = [index[k : k + 512] for k in range(0, len(index), 512)]
+        parts = [index[k : k + READ] for k in range(0, len(index), READ)]
         with torch.no_grad():
             net: Any = _trunk(model).net
             return torch.cat([model.head(net(self.features(at)[:, :-1])) for at in parts])

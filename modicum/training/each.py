@@ -62,9 +62,7 @@ class Each(torch.optim.Optimizer):
         self._lead: Lead | None = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forget the gradients: the stack hands out its own again."""
-        for p in self.owners:
-            p.grad = None
+        """Nothing: a stack computes its gradients anew, into the same tensors, before this is called."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

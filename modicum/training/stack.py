@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, final
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from modicum.core import seeds
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.objectives.supervised import Supervised
-from modicum.training.abreast import Abreast
+from modicum.training.abreast import Abreast, corners, widened
 from modicum.training.apply import evaluating
 from modicum.training.work import Member, Work
 
@@ -90,20 +90,6 @@ class Streams:
         return out
 
 
-class Ready(torch.autograd.Function):
-    """The loss, whose backward hands out gradients that are computed already."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, anchor: Tensor, publish: Callable[[], None]) -> Tensor:
-        ctx.publish = publish
-        return loss.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grad: Tensor) -> tuple[None, None, None]:
-        ctx.publish()
-        return None, None, None
-
-
 class Stack(Objective):
     """Supervised models of one shape as one objective: parameters have the member as their first axis.
 
@@ -119,10 +105,12 @@ class Stack(Objective):
         self.steps = np.array([m.steps for m in members])
         self.owners: dict[nn.Parameter, np.ndarray] = {}
         self.decayed: dict[nn.Parameter, slice] = {}
+        self.anchor = torch.zeros((), requires_grad=True)  # what a backward pass of the loss, long done, ends at
 
     def own(self, name: str, value: Tensor, owner: np.ndarray, decayed: slice | None) -> nn.Parameter:
         """Register a stacked parameter whose first axis belongs to the members `owner`, and what of its last decays."""
         p = nn.Parameter(value)
+        p.grad = torch.zeros_like(value)
         self.register_parameter(name.replace(".", "/"), p)
         self.owners[p] = owner
         if decayed is not None:
@@ -146,16 +134,11 @@ class Stack(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             losses = self.compute(dict(corrupted))
-        anchor = next(self.parameters())
-        return Ready.apply(losses.sum(), anchor, self.publish), {"losses": losses}
+        return self.anchor + losses.sum(), {"losses": losses}
 
     @abstractmethod
     def compute(self, batch: Batch) -> Tensor:
-        """The active members' losses (a,), their gradients kept for `publish`."""
-
-    @abstractmethod
-    def publish(self) -> None:
-        """Set the parameters' gradients to those computed last."""
+        """The active members' losses (a,); their gradients are put into those that the parameters have."""
 
     @abstractmethod
     def outputs(self, index: np.ndarray) -> Tensor:
@@ -181,14 +164,19 @@ class Modules(Stack):
         super().__init__(members, work)
         self.plan = plan
         self.models = [work.build(m) for m in members]
+        self.padded = len({m.encoder for m in members}) > 1
+        if self.padded:
+            trunks: list[Any] = [model.encoder.trunk for model in self.models]
+            wide = self.models[int(np.argmax([t.width for t in trunks]))]
+            self.models = [widened(model, wide) for model in self.models]
         self.grads: dict[str, Tensor] = {}
         self.buffers_: dict[str, Tensor] = {}
         everyone = np.arange(len(members))
         parts = [dict(m.named_parameters()) for m in self.models]
         for name, like in parts[0].items():
             value = stacked([p[name].data for p in parts])
-            self.grads[name] = torch.zeros_like(value)
             kept = self.own(name, value, everyone, slice(None) if like.dim() > 1 else None)
+            self.grads[name] = gradient(kept)
             for i, p in enumerate(parts):  # the members are views: what moves the stack moves them
                 p[name].data, p[name].grad = kept.data[i], self.grads[name][i]
         own = [dict(m.named_buffers()) for m in self.models]
@@ -201,10 +189,6 @@ class Modules(Stack):
             self.buffers_[name] = value
         self._template = [Plain(copy.deepcopy(self.models[0]))]  # in a list: no child, its tensors are not the stack's
         self._wide: list[Any] = []
-
-    def publish(self) -> None:
-        for name, p in self.named():
-            p.grad = self.grads[name]
 
     def named(self) -> list[tuple[str, nn.Parameter]]:
         return [(name.replace("/", "."), p) for name, p in self._parameters.items() if p is not None]
@@ -275,7 +259,15 @@ class Modules(Stack):
         return torch.stack(out)
 
     def member(self, i: int) -> Supervised:
-        return copy.deepcopy(self.models[i])
+        if not self.padded:
+            return copy.deepcopy(self.models[i])
+        made = self.work.build(self.members[i])
+        places = corners(made, self.models[i])
+        values = dict(self.models[i].named_parameters()) | dict(self.models[i].named_buffers())
+        with torch.no_grad():
+            for name, x in [*made.named_parameters(), *made.named_buffers()]:
+                x.copy_(values[name][places[name]])
+        return made
 
 
 class Plain(nn.Module):
@@ -304,6 +296,12 @@ def losses_of(model: Supervised, out: Tensor, target: Tensor) -> Tensor:
     if model.task == "classes":
         return F.cross_entropy(out.flatten(0, 1), target.flatten(), reduction="none").view(len(out), -1).mean(1)
     return (out.squeeze(2) - (target - model.shift) / model.scale).square().mean(1)  # type: ignore[operator]
+
+
+def gradient(p: nn.Parameter) -> Tensor:
+    """The tensor that a parameter's gradient is put into."""
+    assert p.grad is not None
+    return p.grad
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

@@ -85,9 +85,14 @@ class ConvNet(Trunk):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
-    def dim_pooled(self) -> int:
+    def parts(self) -> list[int]:
+        """The sizes of the pooled features' parts, in each of which a narrower net's come first."""
         kept = [w * min(self.cells, a) * min(self.cells, b) for w, (a, b) in zip(self.widths, self.sizes, strict=True)]
-        return sum(kept) if self.cells else self.dim_out
+        return kept if self.cells else [self.dim_out]
+
+    @property
+    def dim_pooled(self) -> int:
+        return sum(self.parts)
 
     def forward(self, tokens: Tokens) -> Tokens:
         x = self.stem(as_image(tokens.x, self.grid, self.dim))
