@@ -113,6 +113,28 @@ def test_the_lower_end_is_refused_where_training_has_not_converged() -> None:
     assert "With 2 splits the intervals of bias and variance are over test rows only" in found.words
 
 
+def test_untrained_models_have_no_lower_end_however_still_they_are() -> None:
+    """At a tiny rate the loss midway is that at the end, though nothing was learned."""
+    for data, encoder in (("digits", "mlp(depth=0)"), ("diabetes", "mlp(depth=0)"), ("digits", "mlp(width=8)")):
+        found = bias_variance(data, encoder=encoder, limit=200, splits=2, seeds=1, steps=20, lr=1e-6)
+        assert not bracket(found, "training loss")
+        assert "full-batch L-BFGS" in found.words
+
+
+def test_a_converged_linear_model_has_the_loss_of_least_squares_as_its_lower_end() -> None:
+    found = bias_variance("diabetes", splits=2, seeds=1, steps=400, **LINEAR)
+    low = bracket(found, "training loss")
+    assert len(low) == 3
+    rows = given("diabetes")
+    parts = disjoint(rows, 2, 0, None)
+    exact = []
+    for part in parts:
+        x = np.c_[rows.features(part), np.ones(len(part))]
+        y = rows.labels.values[part]
+        exact.append(np.square(x @ np.linalg.lstsq(x, y, rcond=None)[0] - y).mean())
+    assert low[found.facts["n"]] == pytest.approx(np.mean(exact), rel=1e-2)
+
+
 def test_noisy_labels_cost_but_are_not_what_is_tested_on() -> None:
     how: dict[str, Any] = {"limit": 240, "splits": 3, "seeds": 1, "steps": 120}
     clean, noisy = bias_variance("digits", **how), bias_variance("digits", label_noise=0.4, **how)

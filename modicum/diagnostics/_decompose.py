@@ -11,6 +11,7 @@ from scipy.special import softmax, stdtrit
 from modicum.core import seeds
 from modicum.core.errors import UserError
 from modicum.diagnostics._matrix import noisy
+from modicum.diagnostics._polish import polished
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Loss, Sums
 from modicum.maths.intervals import Interval
@@ -20,7 +21,9 @@ from modicum.training.splits import few
 from modicum.training.work import Work
 
 STILL = 0.02
-"""The share of the test loss that the training loss may still fall by in a training that has converged."""
+"""The share of the test loss that full-batch L-BFGS may lower the training loss by where training has converged."""
+POLISHED = 2
+"""Models of a size that it is tried on."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +67,15 @@ class Truth:
 
 @dataclass
 class Size:
-    """Models on n rows of a split each: training loss by split (splits, seeds), half-way and at the end; test sums."""
+    """Models on n rows of a split each: training loss by split (splits, seeds), test sums.
+
+    `polished` (k, 2): training loss of some of the models, as trained and as L-BFGS goes on to lower it.
+    """
 
     n: int
     sums: Sums
-    half: np.ndarray
     end: np.ndarray
+    polished: list[tuple[float, float]] = field(default_factory=list)
     test: Interval = field(init=False)
 
     @property
@@ -81,8 +87,9 @@ class Size:
 
     @property
     def left(self) -> float:
-        """How far the training loss may still be above its minimum: as it last changed, and no more than to 0."""
-        return float(min(self.end.mean(), abs(self.half.mean() - self.end.mean())))
+        """How far the training loss is above the lowest that was found."""
+        trained, lower = np.mean(self.polished, axis=0)
+        return float(trained - lower)
 
     @property
     def converged(self) -> bool:
@@ -184,7 +191,7 @@ def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.nd
     for i, n in enumerate([*ns, whole]):
         last = i == len(ns)
         count = design.seeds if last else 1
-        sizes.append(Size(n, Sums(rows.classes, limit=design.splits), *np.zeros((2, design.splits, count))))
+        sizes.append(Size(n, Sums(rows.classes, limit=design.splits), np.zeros((design.splits, count))))
         for split, part in enumerate(parts):
             own = part if last else few(
                 rows.labels.values, total=n, kind=rows.labels.kind, seed=design.seed, among=part
@@ -193,7 +200,7 @@ def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.nd
                 initial = k if count > 1 else split  # a grid shares its initialisations; without one each has its own
                 members.append(design.member(own, truth.labels[own], initial))
                 places.append((sizes[-1], split, k, initial))
-    for reading in train(members, work, at=[design.steps // 2]):
+    for reading in train(members, work):
         _read(reading, rows.test, places)
     loss: Loss = "cross-entropy" if rows.classes else "squared"
     for size in sizes:
@@ -203,12 +210,12 @@ def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.nd
 
 def _read(reading: Reading, test: np.ndarray, places: list[tuple[Size, int, int, int]]) -> None:
     loss, _ = reading.own()
-    for i, number in enumerate(reading.numbers):
-        size, split, k, _ = places[number]
-        (size.end if reading.last else size.half)[split, k] = loss[i]
-    if not reading.last:
-        return
     z = reading.outputs(test)
     for i, number in enumerate(reading.numbers):
-        size, split, _, initial = places[number]
+        size, split, k, initial = places[number]
+        size.end[split, k] = loss[i]
         size.sums.add(z[i : i + 1], [split], [initial])
+        if len(size.polished) < POLISHED and k == 0:
+            stack = reading.stack
+            lower = polished(reading.member(i), stack.work, stack.members[i])
+            size.polished.append((loss[i], min(loss[i], lower)))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from modicum.diagnostics._decompose import STILL, Design, Size, Truth
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Decomposition, Spread
@@ -124,8 +126,10 @@ def reach(sizes: Sequence[Size], rows: Given, spec: str, noise: float) -> str:
         said += " The lower end takes it that training found the lowest loss of all, which a network may miss."
     if lost := [s for s in sizes if not s.converged]:
         worst = max(lost, key=lambda s: s.left)
+        trained, lower = np.mean(worst.polished, axis=0)
         said += (
-            f" It is refused where the training loss still changed by more than {STILL:.0%} of the test loss: at "
-            f"n = {worst.n:,} from {worst.half.mean():.3g} midway to {worst.end.mean():.3g} at the end: raise --steps."
+            f" It is refused where training has not converged: full-batch L-BFGS, going on from {len(worst.polished)} "
+            f"of the models, still lowers the training loss by more than {STILL:.0%} of the test loss; at "
+            f"n = {worst.n:,} from {trained:.3g} to {lower:.3g}: raise --steps, or --lr."
         )
     return said

@@ -38,14 +38,11 @@ class Plan:
     @property
     def apart(self) -> bool:
         """Whether no training row is in two draws."""
-        return self.draws * self.n <= len(self.rows.train)
+        return self.rows.apart(self.n, self.draws)
 
     def train(self, draw: int) -> np.ndarray:
         """Numbers of the draw's training rows."""
-        if self.apart:
-            order = seeds.numpy(self.seed, "rows").permutation(self.rows.train)
-            return order[draw * self.n : (draw + 1) * self.n]
-        return seeds.numpy(self.seed, "rows", draw).permutation(self.rows.train)[: self.n]
+        return self.rows.drawn(self.n, self.draws, draw, self.seed)
 
 
 @dataclass(frozen=True)

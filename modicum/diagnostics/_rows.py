@@ -57,6 +57,53 @@ class Given:
             parts = [np.asarray(p.todense()) if sparse.issparse(p) else p for p in parts]
         return np.concatenate(parts).astype(np.float32)
 
+    def apart(self, most: int, draws: int) -> bool:
+        """Whether so many draws of `most` training rows share none."""
+        return most * draws <= len(self.train)
+
+    def drawn(self, most: int, draws: int, draw: int, seed: int) -> np.ndarray:
+        """The `most` training rows of a draw, in a random order; draws are disjoint where there are enough rows.
+
+        Draws, and about so every prefix of one, hold the classes in their shares.
+        """
+        pool = self.train
+        if self.apart(most, draws):
+            order = seeds.numpy(seed, "draws").permutation(pool)
+            if self.classes:
+                order = order[np.argsort(self.labels.values[order], kind="stable")]
+            pool = np.sort(order[draw::draws])
+        if most < len(pool):
+            own = seeds.fold(seed, "draw", draw) % 2**31
+            pool = splits.few(self.labels.values, total=most, kind=self.labels.kind, seed=own, among=pool)
+        rng = seeds.numpy(seed, "rows", draw)
+        order = rng.permutation(pool)
+        if not self.classes:
+            return order
+        codes = self.labels.values[order]
+        counts = np.bincount(codes)
+        place = np.empty(len(order))
+        for c in np.flatnonzero(counts):  # each class at even distances, from a random start
+            place[codes == c] = (np.arange(counts[c]) + rng.random()) / counts[c]
+        return order[np.argsort(place, kind="stable")]
+
+    def missing(self, most: int, draws: int, seed: int) -> str:
+        """Words for the classes of the training rows that some draw lacks; none where every draw has all."""
+        if not self.classes:
+            return ""
+        every, values = np.unique(self.labels.values[self.train]), self.labels.values
+        lost: dict[int, int] = {}
+        for draw in range(draws):
+            for c in np.setdiff1d(every, values[self.drawn(most, draws, draw, seed)]).tolist():
+                lost[c] = lost.get(c, 0) + 1
+        if not lost:
+            return ""
+        named = ", ".join(f"{self.labels.classes[c]} (in {k} of {draws})" for c, k in list(lost.items())[:5])
+        more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
+        return (
+            f"Careful: draws of {most:,} rows lack class {named}{more}: models there never saw it; give more rows a "
+            "draw (--limit), fewer --draws, or leave the class out."
+        )
+
     def targets(self, index: np.ndarray) -> np.ndarray:
         """What a least-squares fit is fitted to, (n, k) float64: one-hot classes, or the number standardised."""
         y = self.labels.values[index]
