@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from modicum.diagnostics._classical import (
     least_squares,
     monomials,
 )
+from modicum.diagnostics._labelled import baseline, nested
 from modicum.diagnostics._rows import given
 from modicum.diagnostics.complexity import _row, complexity
 from modicum.diagnostics.learning_curve import learning_curve
@@ -217,14 +222,56 @@ def test_labels_of_noise_only_rise(tmp_path: Path) -> None:
 def test_features_that_are_not_finite_are_refused() -> None:
     found = given("digits", limit=100)
 
-    class Holed:
-        def __getattr__(self, name: str) -> object:
-            return getattr(found, name)
-
-        def features(self, index: np.ndarray) -> np.ndarray:
-            out = found.features(index)
+    class Holed(type(found.input)):  # type: ignore[misc]
+        def flat(self, batch: Any) -> np.ndarray:
+            out = np.array(super().flat(batch), np.float32)
             out[2, 7] = np.inf
             return out
 
-    with pytest.raises(UserError, match="feature 7 of a row is inf"):
-        divide(Holed(), 3, 0)  # type: ignore[arg-type]
+    holed = copy.copy(found.input)
+    holed.__class__ = Holed
+    broken = replace(found, input=holed)
+    row = broken.train[2]
+    with pytest.raises(UserError, match=f"feature 7 of row {row} is inf: wanted finite features"):
+        broken.features(broken.train)
+    with pytest.raises(UserError, match=r"feature 7 of row \d+ is inf: wanted finite features"):
+        divide(broken, 3, 0)
+    with pytest.raises(UserError, match=f"feature 7 of row {row} is inf: wanted finite features"):
+        baseline(broken, nested(broken, [20, 40], 3, 0))
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2,000 short texts, whose label is told by one word among many that are told by none."""
+    rng = np.random.default_rng(0)
+    lines = ["text,label"]
+    for k in range(2000):
+        words = [f"word{w}" for w in rng.zipf(1.3, 12) % 3000]
+        words.insert(int(rng.integers(12)), rng.choice(("good", "fine") if k % 2 else ("bad", "poor")))
+        lines.append(f"{' '.join(words)},{'pos' if k % 2 else 'neg'}")
+    path = tmp_path_factory.mktemp("texts") / "texts.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_two_thousand_texts_take_seconds(texts: Path) -> None:
+    found = given(str(texts), label="label")
+    assert len(found.train) == 1600
+    began = time.perf_counter()
+    error = baseline(found, nested(found, [50, 200, 800], 3, 0)).mean((0, 2))
+    made = divide(found, 8, 0)
+    assert time.perf_counter() - began < 5
+    assert error[2] < error[1] < error[0]
+    assert error[2] < 0.02
+    assert made.test_x.shape == (400, 100)
+    row = _row("classical", choose("knn", [5, 10], made), 10, made)
+    assert row["error"] < 0.45
+
+
+def test_directions_of_texts_are_of_the_training_rows_alone(texts: Path) -> None:
+    """Other test texts, same features of the training texts; other training texts of the same number, others."""
+    found = given(str(texts), label="label", limit=100, most_tests=50)
+    few, other = replace(found, test=found.test[:3]), replace(found, train=found.train[::-1][:60])
+    same = replace(found, train=found.train[:60])
+    np.testing.assert_array_equal(found.features(found.train), few.features(found.train))
+    assert not np.allclose(same.features(found.test), other.features(found.test))

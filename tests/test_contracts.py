@@ -12,7 +12,8 @@ from modicum import testing
 from modicum.core.errors import UserError
 from modicum.core.spec import names
 from modicum.core.types import Layers, Tokens
-from modicum.nn.encoder import Encoder, complete, pool, spread
+from modicum.nn.encoder import Encoder, complete, pool
+from modicum.nn.layers import spread
 from modicum.nn.trunks.mlp import Mlp
 
 ROWS = {"trunk": zoo.TRUNKS, "objective": zoo.OBJECTIVES, "modality": zoo.MODALITIES}

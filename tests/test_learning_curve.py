@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from modicum import Run
 from modicum.core.errors import UserError
@@ -142,17 +144,13 @@ def test_bad_options_are_refused(options: dict[str, object], says: str) -> None:
         learning_curve("digits", **{"limit": 100, **options})  # type: ignore[arg-type]
 
 
-def test_features_that_are_not_finite_are_refused() -> None:
-    found = given("digits", limit=100)
-    features = found.features(found.train)
-    features[3, 5] = np.nan
-
-    class Holed:
-        def __getattr__(self, name: str) -> object:
-            return getattr(found, name)
-
-        def features(self, index: np.ndarray) -> np.ndarray:
-            return np.concatenate([features, found.features(found.test)])
-
-    with pytest.raises(UserError, match=r"feature 5 of row .* is nan: wanted finite features"):
-        baseline(Holed(), nested(found, [20, 40], 3, 0))  # type: ignore[arg-type]
+def test_frozen_features_are_standardised_over_the_training_rows(pre: Run, images: Path) -> None:
+    """So that a head's rate suits every run; test rows have no part in it, and the device is that of the work."""
+    found = given(str(images), run=pre)
+    work = found.work(device=torch.device("meta"))
+    assert work.device == torch.device("meta")
+    x = found.work().source.rows(found.train)["x"].numpy()
+    np.testing.assert_allclose(x.mean(0), 0, atol=1e-5)
+    assert (x.std(0) < 1).all()
+    fewer = replace(found, test=found.test[:1])
+    np.testing.assert_allclose(fewer.work().source.rows(found.train)["x"].numpy(), x, atol=1e-6)

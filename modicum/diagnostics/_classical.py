@@ -127,9 +127,6 @@ def divide(found: Given, count: int, seed: int) -> Parts:
                 "a part: give fewer --seeds, or drop or merge the class"
             )
     plain = found.features(np.concatenate([train, found.test]))
-    if not np.isfinite(plain).all():
-        row, column = np.argwhere(~np.isfinite(plain))[0]
-        raise UserError(f"feature {column} of a row is {plain[row, column]}: wanted finite features; fill or drop them")
     x, mean, std = scaled(plain[: len(train)])
     cut = [np.arange(k, len(train), count) for k in range(count)]
     test = (plain[len(train) :] - mean) / std

@@ -102,9 +102,6 @@ def inputs(plan: Plan) -> dict[int, np.ndarray]:
     more = seeds.numpy(plan.seed, "population").permutation(others)[:room]
     index = np.concatenate([own, rows.test, more])
     x = rows.features(index).astype(np.float64)
-    if not np.isfinite(x).all():
-        row = int(index[np.flatnonzero(~np.isfinite(x).all(1))[0]])
-        raise UserError(f"the features of row {row:,} of {rows.data.name} are not all finite: drop it or fill them in")
     if rows.model is not None:
         x = (x - x[: len(own)].mean(0)) / np.maximum(x[: len(own)].std(0), 1e-6)
     elif rows.input.modality == "images":

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from sklearn.linear_model import RidgeCV
+from scipy import sparse
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression, RidgeCV
 
 from modicum.core.errors import UserError
 from modicum.diagnostics._rows import Given
 from modicum.maths.power_law import IllBehaved, PowerLaw, equal_size, fit, plausible
 from modicum.training import splits
+from modicum.training.baselines import tfidf
 from modicum.training.many import Member, Work, train
 from modicum.training.transfer import logistic, scaled
 
@@ -99,38 +103,39 @@ def networks(
     return out
 
 
-def frozen(found: Given) -> Work:
-    """Work on the run's features, standardised over the training rows (without labels)."""
-    used = np.union1d(found.train, found.test)
-    z = found.features(used)
-    _, mean, std = scaled(z[np.searchsorted(used, found.train)])
-    whole = np.zeros((len(found.labels.values), z.shape[1]), np.float32)
-    whole[used] = (z - mean) / std
-    return Work.of_features(whole, found.labels.values, found.classes)
-
-
 def baseline(found: Given, subsets: list[list[np.ndarray]]) -> np.ndarray:
-    """Scores (seeds, sizes, test rows) of logistic or ridge regression on plain features."""
-    index = np.concatenate([found.train, found.test])
-    plain = found.features(index)
-    if not np.isfinite(plain).all():
-        row, column = np.argwhere(~np.isfinite(plain))[0]
-        raise UserError(
-            f"feature {column} of row {index[row]} is {plain[row, column]}: wanted finite features; fill or drop them"
-        )
-    place = {int(row): k for k, row in enumerate(found.train)}
+    """Scores (seeds, sizes, test rows) of logistic or ridge regression on plain features.
+
+    They are standardised by each subset's own rows; of text they are words, weighted by those rows.
+    """
+    plain, test = found.plain(found.train), found.plain(found.test)
     out = np.empty((len(subsets), len(subsets[0]), len(found.test)))
     for s, own in enumerate(subsets):
         for k, rows in enumerate(own):
-            x, mean, std = scaled(plain[[place[int(r)] for r in rows]])
-            new = (plain[len(found.train) :] - mean) / std
-            y = found.labels.values[rows]
-            if found.classes:
-                weight, bias = logistic(x, y, found.classes, 1.0)
-                out[s, k] = score(new @ weight.T + bias, found)
-            else:
-                predicted = RidgeCV(np.logspace(-3, 4, 15)).fit(x, y).predict(new)
-                out[s, k] = score(predicted[:, None], found)
+            x, y = plain[np.searchsorted(found.train, rows)], found.labels.values[rows]
+            out[s, k] = score((_of_words if sparse.issparse(x) else _linear)(x, y, test, found.classes), found)
+    return out
+
+
+def _linear(x: np.ndarray, y: np.ndarray, test: np.ndarray, classes: int) -> np.ndarray:
+    """Outputs (rows, k) for test rows of a linear model on standardised features."""
+    x, mean, std = scaled(x)
+    new = (test - mean) / std
+    if not classes:
+        return np.asarray(RidgeCV(np.logspace(-3, 4, 15)).fit(x, y).predict(new))[:, None]
+    weight, bias = logistic(x, y, classes, 1.0)
+    return np.asarray(new @ weight.T + bias)
+
+
+def _of_words(x: Any, y: np.ndarray, test: Any, classes: int) -> np.ndarray:
+    """The same on sparse counts of words, by TF-IDF: rows have length 1, so that less penalty is wanted."""
+    if not classes:
+        return np.asarray(tfidf(RidgeCV(np.logspace(-3, 2, 11))).fit(x, y).predict(test))[:, None]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model = tfidf(LogisticRegression(C=10.0, max_iter=500)).fit(x, y)
+    out = np.zeros((test.shape[0], classes))
+    out[:, model.classes_] = model.predict_proba(test)
     return out
 
 

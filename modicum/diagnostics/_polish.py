@@ -49,10 +49,10 @@ def polished(model: Supervised, work: Work, member: Member) -> float:
                 if work.classes
                 else (z[:, 0] - (own - shift) / scale).square().sum()
             ) / len(rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total, start = total + loss.item(), start + len(z)
         lowest = min(lowest, total) if math.isfinite(total) else lowest
         return total
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return lowest * (1.0 if work.classes else scale**2)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
@@ -16,10 +18,15 @@ from modicum.datasets.data import Data, Labels, open_data
 from modicum.model import Model, load
 from modicum.training import splits
 from modicum.training.apply import embed
+from modicum.training.baselines import tfidf
 from modicum.training.many import device
 from modicum.training.rows import Ask, for_measuring, marked, special_columns
 from modicum.training.run import Run
+from modicum.training.transfer import scaled
 from modicum.training.work import Work
+
+TOPICS = 100
+"""Directions that texts are reduced to where dense features are wanted."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +49,34 @@ class Given:
         """How many classes there are; 0 for numbers."""
         return len(self.labels.classes) if self.labels.kind == "classes" else 0
 
-    def features(self, index: np.ndarray) -> np.ndarray:
-        """Plain features (n, p) float32 of rows: a run's frozen ones, else raw pixels, scaled columns, ..."""
+    def plain(self, index: np.ndarray) -> Any:
+        """Plain features (n, p) float32 of rows: a run's frozen ones, else raw pixels, scaled columns, ...
+
+        Of text they are counts of words, as a sparse matrix. UserError: one that is not finite, by row and column.
+        """
         if self.model is not None:
-            return embed(self.model.encoder, self.source, index).astype(np.float32)
+            return _finite(embed(self.model.encoder, self.source, index).astype(np.float32), index)
         parts = [self.input.flat(self.source.rows(index[i : i + 4096])) for i in range(0, len(index), 4096)]
-        if any(sparse.issparse(p) for p in parts):
-            wide = parts[0].shape[1]
-            if len(index) * wide > 1 << 29:
-                raise UserError(
-                    f"{self.data.name} has {wide:,} plain features: too many for {len(index):,} rows here; "
-                    "pre-train an encoder and give --run"
-                )
-            parts = [np.asarray(p.todense()) if sparse.issparse(p) else p for p in parts]
-        return np.concatenate(parts).astype(np.float32)
+        if sparse.issparse(parts[0]):
+            return sparse.vstack(parts, "csr")
+        return _finite(np.concatenate(parts).astype(np.float32), index)
+
+    def features(self, index: np.ndarray) -> np.ndarray:
+        """Dense features (n, p) float32 of rows: plain ones, but of text `TOPICS` leading directions of its TF-IDF.
+
+        Weights and directions are of the training rows, whose labels they do not see; no test row has a part in them.
+        """
+        plain = self.plain(index)
+        return self._topics.transform(plain).astype(np.float32) if sparse.issparse(plain) else plain
+
+    @cached_property
+    def _topics(self) -> Any:
+        """Latent semantic analysis of the training texts (Deerwester et al. 1990)."""
+        plain = self.plain(self.train)
+        wide = len(np.unique(plain.indices))
+        if wide < 2:
+            raise UserError(f"{self.data.name}: the training texts have {wide} different word(s); wanted at least 2")
+        return tfidf(TruncatedSVD(min(TOPICS, wide, len(self.train)), random_state=0)).fit(plain)
 
     def apart(self, most: int, draws: int) -> bool:
         """Whether so many draws of `most` training rows share none."""
@@ -113,16 +134,30 @@ class Given:
         return ((y - own.mean()) / max(own.std(), 1e-12))[:, None]
 
     def work(self, **more: Any) -> Work:
-        """What many models train on: the rows as they are, or a run's frozen features of those to train and test on."""
+        """What many models train on: the rows as they are, or a run's frozen features of those to train and test on.
+
+        Frozen features are standardised over the training rows (without labels): one rate then suits every run's.
+        """
         y = self.labels.values
         more = {"device": device()} | more
         if self.model is None:
             return Work(self.input, self.source, y, self.classes, **more)
         used = np.union1d(self.train, self.test)
         z = self.features(used)
+        _, mean, std = scaled(z[np.searchsorted(used, self.train)])
         whole = np.zeros((len(y), z.shape[1]), np.float32)
-        whole[used] = z
+        whole[used] = (z - mean) / std
         return Work.of_features(whole, y, self.classes, **more)
+
+
+def _finite(x: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The features (n, p) of the rows `index`; UserError where one is NaN or infinite."""
+    if not np.isfinite(x).all():
+        at, column = np.argwhere(~np.isfinite(x))[0]
+        raise UserError(
+            f"feature {column} of row {index[at]} is {x[at, column]}: wanted finite features: drop the row or fill it"
+        )
+    return x
 
 
 def given(

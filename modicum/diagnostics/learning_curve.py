@@ -14,7 +14,7 @@ import numpy as np
 
 from modicum.core.errors import UserError
 from modicum.diagnostics._finding import COLOURS, Finding, lines
-from modicum.diagnostics._labelled import Curve, baseline, chosen_sizes, fitted, frozen, nested, networks, shifts
+from modicum.diagnostics._labelled import Curve, baseline, chosen_sizes, fitted, nested, networks, shifts
 from modicum.diagnostics._rows import given
 from modicum.maths.intervals import crossed
 from modicum.maths.power_law import rounded
@@ -69,8 +69,7 @@ def learning_curve(
     tables = {f"{encoder.split('(')[0]} from scratch": networks(scratch, scratch.work(), subsets, encoder, steps, seed)}
     tables["logistic regression" if found.classes else "ridge regression"] = baseline(scratch, subsets)
     if found.model is not None:
-        work = frozen(found)
-        tables[PRETRAINED] = networks(found, work, subsets, HEAD, steps, seed, HEAD_RATE)
+        tables[PRETRAINED] = networks(found, found.work(), subsets, HEAD, steps, seed, HEAD_RATE)
     curves = [fitted(name, at, scores, seed) for name, scores in tables.items()]
     rows = [row for curve in curves for row in points(curve, at)]
     rival = min(curves[:2], key=lambda c: float(np.log(np.maximum(c.error, 1e-12)).mean()))

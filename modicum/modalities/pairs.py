@@ -25,7 +25,7 @@ from modicum.core.spec import names, part
 from modicum.core.types import Batch, Embed, Input, Packed, Progress, Source, Tokens, Unembed
 from modicum.modalities._files import TABLES, peek, row_hashes, table_kind
 from modicum.modalities._tableread import read_table
-from modicum.nn.encoder import filled
+from modicum.nn.layers import filled
 from modicum.nn.pair import SIDES, half
 
 FACTS = ("id", "split", "group", "label", "class", "target", "y")

@@ -6,13 +6,12 @@ import math
 from abc import ABC, abstractmethod
 from typing import Any, Self, final
 
-import torch
 from torch import Tensor, nn
 
 from modicum.core.errors import UserError, unknown
 from modicum.core.spec import Make, Spec, build, names, parse, part
 from modicum.core.types import Batch, Features, Input, Layers, Tokens, Trunk
-from modicum.nn.layers import AttentionPool
+from modicum.nn.layers import AttentionPool, filled, spread
 
 
 def complete(module: nn.Module, layers: Layers) -> Layers:
@@ -219,26 +218,3 @@ class Encoder(Tower):
             can = ", ".join(sorted(self.trunk.can)) or "nothing optional"
             how = f"give it {capability}=True" if capability in vars(self.trunk) else "see modicum list encoders"
             raise UserError(f"trunk '{type(self.trunk).__name__}' lacks '{capability}' (it can: {can}): {how}")
-
-
-def filled(tokens: Tokens, grid: tuple[int, ...]) -> Tokens:
-    """Tokens of rows in a line, padded to the length of `grid` where they are fewer."""
-    missing = math.prod(grid) - tokens.x.shape[1]
-    if len(grid) != 1 or missing <= 0:
-        return tokens
-    mask = tokens.x.new_ones(tokens.x.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
-    x, mask = nn.functional.pad(tokens.x, (0, 0, 0, missing)), nn.functional.pad(mask, (0, missing))
-    return tokens._replace(x=x, mask=mask, grid=tuple(grid))
-
-
-def spread(hide: Tensor, coarse: tuple[int, ...], fine: tuple[int, ...]) -> Tensor:
-    """A mask (b, t) on a coarse grid brought to a finer one by nearest neighbour: (b, t')."""
-    if tuple(coarse) == tuple(fine):
-        return hide
-    if len(coarse) != len(fine):
-        raise UserError(f"a mask on grid {tuple(coarse)} cannot hide tokens on grid {tuple(fine)}")
-    out = hide.reshape(-1, *coarse)
-    for axis, (c, f) in enumerate(zip(coarse, fine, strict=True)):
-        index = torch.arange(f, device=hide.device) * c // f
-        out = out.index_select(axis + 1, index)
-    return out.reshape(hide.shape[0], -1)

@@ -11,7 +11,8 @@ from torch import Generator, Tensor, nn
 from modicum.core.errors import UserError
 from modicum.core.spec import build
 from modicum.core.types import Batch, Corrupted, Features, Tokens
-from modicum.nn.encoder import Encoder, spread
+from modicum.nn.encoder import Encoder
+from modicum.nn.layers import spread
 
 
 class Hiding(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modicum.core.errors import UserError, unknown
+from modicum.core.types import Tokens
 
 
 class SwiGLU(nn.Module):
@@ -129,3 +131,26 @@ class AttentionPool(nn.Module):
         if mask is not None:
             score = score.masked_fill(~mask.unsqueeze(-1), torch.finfo(score.dtype).min)
         return (score.softmax(1) * x).sum(1)
+
+
+def filled(tokens: Tokens, grid: tuple[int, ...]) -> Tokens:
+    """Tokens of rows in a line, padded to the length of `grid` where they are fewer."""
+    missing = math.prod(grid) - tokens.x.shape[1]
+    if len(grid) != 1 or missing <= 0:
+        return tokens
+    mask = tokens.x.new_ones(tokens.x.shape[:2], dtype=torch.bool) if tokens.mask is None else tokens.mask
+    x, mask = F.pad(tokens.x, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+    return tokens._replace(x=x, mask=mask, grid=tuple(grid))
+
+
+def spread(hide: Tensor, coarse: tuple[int, ...], fine: tuple[int, ...]) -> Tensor:
+    """A mask (b, t) on a coarse grid brought to a finer one by nearest neighbour: (b, t')."""
+    if tuple(coarse) == tuple(fine):
+        return hide
+    if len(coarse) != len(fine):
+        raise UserError(f"a mask on grid {tuple(coarse)} cannot hide tokens on grid {tuple(fine)}")
+    out = hide.reshape(-1, *coarse)
+    for axis, (c, f) in enumerate(zip(coarse, fine, strict=True)):
+        index = torch.arange(f, device=hide.device) * c // f
+        out = out.index_select(axis + 1, index)
+    return out.reshape(hide.shape[0], -1)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from modicum.core.errors import UserError
 from modicum.core.types import Batch, Features, Tokens, Unembed
-from modicum.nn.encoder import Encoder, filled
+from modicum.nn.encoder import Encoder
+from modicum.nn.layers import filled
 
 
 class Mirror(nn.Module):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from modicum.core import seeds
 from modicum.core.errors import UserError
 from modicum.core.types import Batch, Edges, Embed, Input, Tokens, Trunk
-from modicum.nn.encoder import Encoder, Tower, complete, spread
+from modicum.nn.encoder import Encoder, Tower, complete
 from modicum.nn.graphs import flatten_edges
+from modicum.nn.layers import spread
 from modicum.testing.tools import (
     CAPABILITIES,
     MakeTrunk,
