@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -269,3 +270,14 @@ def test_bad_asks_are_refused_by_name(name: str) -> None:
     options, words = BAD[name]
     with pytest.raises(UserError, match=words):
         double_descent(**{**SMALL, **options})
+
+
+def test_a_class_that_a_draw_lacks_is_named(tmp_path: Path) -> None:
+    places = np.random.default_rng(0).random((200, 2))
+    names = ["rare"] * 6 + ["often", "other"] * 97
+    lines = [f"{a:.3f},{b:.3f},{name}" for (a, b), name in zip(places, names, strict=True)]
+    path = tmp_path / "t.csv"
+    path.write_text("\n".join(["x,z,label", *lines]))
+    found = double_descent(str(path), label="label", limit=10, draws=4, values="1,2,4", epochs=1)
+    assert "draws of 10 rows lack class rare (in" in found.words
+    assert "lack class" not in double_descent(limit=100, draws=3, values="1,2,4", epochs=1).words

@@ -204,7 +204,7 @@ def _what(plan: Plan, facts: dict[str, Any]) -> list[str]:
             f"In {facts['dependent draws']} of the draws features depend on each other to the precision of float64: a "
             f"ridge of {facts['ridge of dependent draws']:.2g} stands for none there."
         )
-    return [*said, *filter(None, [plan.rows.missing(plan.n, plan.draws, plan.seed)])]
+    return [*said, *filter(None, [plan.rows.missing([plan.train(k) for k in range(plan.draws)])])]
 
 
 def _curve(plan: Plan, table: list[dict[str, Any]], tested: Peak | str, facts: dict[str, Any]) -> list[str]:

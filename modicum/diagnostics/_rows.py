@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -107,22 +108,22 @@ class Given:
             place[codes == c] = (np.arange(counts[c]) + rng.random()) / counts[c]
         return order[np.argsort(place, kind="stable")]
 
-    def missing(self, most: int, draws: int, seed: int) -> str:
-        """Words for the classes of the training rows that some draw lacks; none where every draw has all."""
+    def missing(self, draws: Sequence[np.ndarray]) -> str:
+        """Words for the classes of the training rows that some draw of rows lacks; none where every draw has all."""
         if not self.classes:
             return ""
         every, values = np.unique(self.labels.values[self.train]), self.labels.values
         lost: dict[int, int] = {}
-        for draw in range(draws):
-            for c in np.setdiff1d(every, values[self.drawn(most, draws, draw, seed)]).tolist():
+        for own in draws:
+            for c in np.setdiff1d(every, values[own]).tolist():
                 lost[c] = lost.get(c, 0) + 1
         if not lost:
             return ""
-        named = ", ".join(f"{self.labels.classes[c]} (in {k} of {draws})" for c, k in list(lost.items())[:5])
+        named = ", ".join(f"{self.labels.classes[c]} (in {k} of {len(draws)})" for c, k in list(lost.items())[:5])
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         return (
-            f"Careful: draws of {most:,} rows lack class {named}{more}: models there never saw it; give more rows a "
-            "draw (--limit), fewer --draws, or leave the class out."
+            f"Careful: draws of {len(draws[0]):,} rows lack class {named}{more}: models there never saw it; give more rows "
+            "a draw (--limit), fewer --draws, or leave the class out."
         )
 
     def targets(self, index: np.ndarray) -> np.ndarray:

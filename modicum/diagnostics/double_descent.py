@@ -86,7 +86,8 @@ def double_descent(
     table = [row for cell in matrix.cells() for row in measured(cell, kept[cell], matrix)]
     curves = [along(axis, matrix, kept, table, rows) for axis in axes]
     drawn = {name: chart for curve in curves for name, chart in charts(curve, matrix, rows).items()}
-    said = "\n\n".join(words(curve, matrix, rows) for curve in curves)
+    lost = rows.missing([matrix.drawn(rows, draw)[0] for draw in range(draws)])
+    said = "\n\n".join(filter(None, [*(words(curve, matrix, rows) for curve in curves), lost]))
     facts = about(curves, matrix, rows) | {"seconds": round(time.perf_counter() - began, 1)}
     return Finding(NAME, table, drawn, said, facts)
 
