@@ -4,7 +4,7 @@ Each is trained for the same seconds (its steps are counted beforehand from its 
 without labels (`supcon` and `triplet`, marked *, with 100 labels), in a process of its own; then frozen features are
 read on the 10,000 test images: k-NN and a linear rule from 10,000 labelled training images, and logistic regression
 from 10 labels a class, mean of 5 draws. Mean and range over seeds; beside them raw pixels and the untrained encoder.
-Run: python bench/objectives.py [--seconds 40] [--seeds 3] [--record]
+Run: python bench/objectives.py [--seconds 40] [--seeds 3] [--first 0] [--record], from contestant --first on
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ENCODER, BATCH = "convnet", 256
 OBJECTIVES = (
     "simclr()", "simclr(n=4)", "moco()", "vicreg()", "vicreg(n=4)", "barlow()", "byol()", "dino()",
     "lejepa()", "masked()", "latent_masked()", "autoencoder()", "vae()",
-    "supcon()", "triplet()",
+    "supcon()", "triplet()", "simclr(n=8)", "masked() + .1*vicreg()",
 )  # fmt: skip
 
 
@@ -117,10 +117,10 @@ def main() -> None:
     if sys.argv[1:2] == ["every"]:
         print(json.dumps(every(sys.argv[2], [int(v) for v in sys.argv[3:]])))
         return
-    bench = Bench("objectives", seconds=40, seeds=3)
+    bench = Bench("objectives", seconds=40, seeds=3, first=0)
     asked = bench.asked
     print(f"{'':26}{'k-NN':>8}{'linear':>9}{'10 labels a class':>24}{'steps/s':>10}{'MB':>7}")
-    for text in ("raw pixels", "untrained", *OBJECTIVES):
+    for text in ("raw pixels", "untrained", *OBJECTIVES)[asked.first :]:
         numbers = [asked.seconds, asked.seed, asked.seeds, asked.threads]
         ask = [sys.executable, __file__, "every", text, *map(str, numbers)]
         done = subprocess.run(ask, capture_output=True, text=True)
@@ -135,6 +135,9 @@ def main() -> None:
         print(f"{name:26}{mean['knn']:8.3f}{mean['linear']:9.3f}{span:>24}{pace}", flush=True)
         for key, unit in (("knn", "accuracy"), ("linear", "accuracy"), ("ten", "accuracy of 10 labels a class")):
             bench.row(name, mean[key], f"{unit}, {key}" if key != "ten" else unit)
+        if pace:
+            bench.row(name, mean["steps"] / mean["took"], "steps/s")
+            bench.row(name, mean["mb"], "MB")
     bench.finish()
 
 

@@ -122,8 +122,8 @@ class Given:
         named = ", ".join(f"{self.labels.classes[c]} (in {k} of {len(draws)})" for c, k in list(lost.items())[:5])
         more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
         return (
-            f"Careful: draws of {len(draws[0]):,} rows lack class {named}{more}: models there never saw it; give more rows "
-            "a draw (--limit), fewer --draws, or leave the class out."
+            f"Careful: draws of {len(draws[0]):,} rows lack class {named}{more}: models there never saw it; give more "
+            "rows a draw (--limit), fewer --draws, or leave the class out."
         )
 
     def targets(self, index: np.ndarray) -> np.ndarray:
