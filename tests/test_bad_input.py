@@ -166,6 +166,8 @@ OBJECTIVES = {
     "masked(normalise=True)": "normalise=True wants a trunk whose cells divide the image",
     "vae(beta=-1)": "beta and free_bits of at least 0",
     "byol(momentum=1)": "0 <= momentum < 1",
+    "masked(depth=2)": "masked(depth=2) is of the decoder that fills in",
+    "latent_masked(depth=2)": "visible ones alone, which it does not here: leave it out",
     "moco(queue=0)": "queue >= 1",
     "dino(prototypes=1)": "prototypes >= 2",
     "lejepa(weight=1)": "0 < weight < 1",
