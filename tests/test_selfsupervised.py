@@ -162,10 +162,11 @@ def test_lejepa_weighs_agreement_against_gaussianity() -> None:
     objective = made("lejepa(n=3, weight=.3, count=5, hidden=16, out=8)")
     given = material(objective, zoo.images()[1])
     z = objective.head(objective.encoder(given["views"]).pooled).view(3, 12, 8)
-    centre = (z[0] + z[1]) / 2
-    apart = torch.stack([(view - centre) ** 2 for view in z]).mean()
-    gauss = torch.stack([sigreg(view, given["drawn"]) for view in z]).mean()
-    torch.testing.assert_close(objective(given)[0], 0.7 * apart + 0.3 * gauss)
+    for views, found in ((z, objective(given)[0]), (far := drawn(3, 12, 8), objective.loss(far, given))):
+        # About the mean of all views, the mean square is the sum over pairs of views of their squares, over views².
+        apart = sum((views[i] - views[k]).square().mean() for i, k in ((0, 1), (0, 2), (1, 2))) / 9
+        gauss = torch.stack([sigreg(view, given["drawn"]) for view in views]).mean()
+        torch.testing.assert_close(found, 0.7 * apart + 0.3 * gauss)
     torch.testing.assert_close(given["drawn"].norm(dim=0), torch.ones(5))
     assert not torch.equal(given["drawn"], material(objective, zoo.images()[1], 1)["drawn"])
 
