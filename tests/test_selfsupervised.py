@@ -25,7 +25,7 @@ from modicum.core.errors import UserError
 from modicum.core.spec import parse, text_of
 from modicum.maths.contrastive import supcon
 from modicum.maths.losses import margin_pairs, sigreg
-from modicum.maths.representation import alignment, rank_me, uniformity, unused
+from modicum.maths.representation import alignment, deviations, rank_me, uniformity, unused
 from modicum.maths.sampling import Sampler
 from modicum.nn.ema import rising
 from modicum.probes import ridge
@@ -441,6 +441,13 @@ def test_unused_dimensions_are_counted() -> None:
     assert unused(x).item() == 0.25
 
 
+def test_deviations_are_quantiles_over_dimensions() -> None:
+    x = drawn(50, 21) * torch.arange(21)
+    wanted = np.quantile(x.numpy().std(0), [0, 0.1, 0.5, 1])
+    assert [v.item() for v in deviations(x).values()] == pytest.approx(list(wanted))
+    assert list(deviations(x)) == ["lowest", "tenth", "median", "highest"]
+
+
 @pytest.mark.parametrize("d", [5, 90])
 def test_the_linear_probe_is_ridge_regression(d: int) -> None:
     x, y = drawn(60, d).numpy(), np.arange(60) % 3
@@ -456,8 +463,13 @@ def test_probes_and_measures_are_logged_and_drawn(tmp_path: Path) -> None:
     run = modicum.pretrain("digits", out=tmp_path / "r", **{**small.TINY, "steps": 30})
     last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"knn", "ridge", "rank_me", "alignment", "uniformity", "unused"} <= set(last)
+    deviation = [last[f"deviation_{name}"] for name in ("lowest", "tenth", "median", "highest")]
+    assert deviation == sorted(deviation)
+    assert deviation[2] > 0
     page = (run.path / "report.html").read_text("utf-8")
     assert all(title in page for title in ("Linear probe", "RankMe", "Alignment", "Uniformity"))
+    assert "Deviation of dimensions" in page
+    assert "deviation_tenth against" not in page  # the four are one chart
 
 
 def test_a_collapse_stops_the_run_with_advice(tmp_path: Path) -> None:
