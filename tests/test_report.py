@@ -239,6 +239,13 @@ def test_curve_is_thinned_and_smoothed_without_inventing_values() -> None:
     assert charts.curve([{"step": 1, "loss": math.inf}], "loss", "Loss") is None
 
 
+def test_probes_of_an_encoder_that_has_seen_labels_are_called_optimistic(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "knn": 0.9, "ridge": 0.9}')
+    for used, places in ((0, 0), (20, 4)):  # the first sentence, the key number, and both curves
+        text = visible(render(write(tmp_path, spec=spec(labels_used=used) | {"verb": "pretrain"})))
+        assert text.count("optimistic") == places
+
+
 def test_deviations_are_one_chart_of_all_four() -> None:
     values = {"lowest": 0.1, "tenth": 0.2, "median": 0.4, "highest": 0.9}
     rows = [{"step": k} | {f"deviation_{name}": k * v for name, v in values.items()} for k in range(900)]

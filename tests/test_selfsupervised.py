@@ -386,6 +386,22 @@ def test_a_vae_of_texts_cannot_draw_any() -> None:
         objective.sample(2, Sampler(seeds.generator(0)))
 
 
+@pytest.mark.parametrize(
+    ("given", "encoder", "inputs"),
+    [
+        (zoo.images, CONV, 64),
+        (zoo.tables, "mlp(width=8)", 6),
+        (zoo.series, "mlp(width=8)", 26),  # two channels of 13 steps
+        (zoo.texts, "mlp(width=8, over='set')", 0),  # tokens are no numbers
+    ],
+)
+def test_an_autoencoder_that_is_not_undercomplete_says_so(given: Any, encoder: str, inputs: int) -> None:
+    note = made(f"autoencoder(code={inputs or 500})", encoder, given).note()
+    assert (f"a row has {inputs} inputs" in note) if inputs else note == ""
+    assert made(f"autoencoder(code={inputs - 1 if inputs else 3})", encoder, given).note() == ""
+    assert made(f"autoencoder(code={inputs or 500}, noise=.3)", encoder, given).note() == ""
+
+
 @pytest.mark.parametrize("objective", ["vae(code=4)", "autoencoder(code=4)"])
 def test_rows_shorter_than_the_longest_are_rebuilt_and_shown(objective: str) -> None:
     """The mirror gives as many tokens as the longest row has; a batch may have fewer."""

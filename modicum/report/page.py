@@ -52,6 +52,8 @@ CURVES = {  # metric: its title and what it means to a newcomer; those a run doe
     "projected": ("Spread of projections", "How far apart the projection head puts samples. Near 0, it has collapsed."),
     "lr": ("Learning rate", "The size of the steps, set by the schedule."),
 }
+PROBES = {"knn", "ridge"}
+SEEN = "The encoder has seen labels of training rows, on which this is measured: it is optimistic."
 PERCENT = {"accuracy", "knn", "ridge", "unused", "triplets"}
 QUIET = {"step", "seconds", "rate", "epoch"}  # logged numbers that tell a reader nothing as a curve
 
@@ -81,7 +83,7 @@ def render(run: Path) -> Path:
             lead=wording.lead(spec, results, metrics),
             tiles=wording.tiles(results, metrics, data),
             contestants=wording.ranked(results),
-            curves=[(key, *CURVES.get(key, (key, ""))) for key in curves],
+            curves=[(key, *_words(key, data)) for key in curves],
             drawings=drawings,
             points=points,
             targets=any(point["target"] for point in points),
@@ -207,6 +209,12 @@ def _curve_keys(metrics: list[dict[str, Any]]) -> list[str]:
         logged = logged - set(charts.DEVIATIONS) | {"deviation"}  # one chart
     own = sorted(logged - set(CURVES) - QUIET)
     return [key for key in CURVES if key in logged] + own[:6]
+
+
+def _words(key: str, data: dict[str, Any]) -> tuple[str, str]:
+    """The title of a metric's chart and the words under it."""
+    title, note = CURVES.get(key, (key, ""))
+    return title, f"{note} {SEEN}" if key in PROBES and data.get("labels_used") else note
 
 
 def _drawings(results: dict[str, Any], metrics: list[Any], points: list[Any]) -> dict[str, Any]:
