@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zoo
 
 from modicum.core import seeds
+from modicum.core.spec import build
+from modicum.nn.encoder import Encoder
 from modicum.probes import ridge
 from modicum.training.apply import embed
 
@@ -50,6 +54,17 @@ def few_labels(room: dict[str, Any], draws: int = 5) -> float:
         rest = np.setdiff1d(order, bank)
         found.append((ridge(z[bank], labels[bank], z[rest]) == labels[rest]).mean())
     return float(np.mean(found))
+
+
+def test_the_published_settings_of_mae_hide_patches_from_the_encoder() -> None:
+    page = next(page for page in DOCS if page.name == "objectives.md").read_text("utf-8")
+    (command,) = re.findall(r"^```bash\nmodicum pretrain (.*?)\n```", page, re.M)
+    _, *options = shlex.split(command)
+    given = dict(zip(options[::2], options[1::2], strict=True))
+    assert set(given) == {"--objective", "--encoder"}
+    encoder = Encoder.of(zoo.images()[0], given["--encoder"])  # the same on all images
+    objective: Any = build("objective", given["--objective"], encoder=encoder)
+    assert (objective.ratio, objective.normalise, objective.hiding.visible_only) == (0.75, True, True)
 
 
 def test_many_models_as_the_page_has_it(capsys: pytest.CaptureFixture[str]) -> None:
