@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 from PIL import Image
 
 from modicum.core.errors import UserError
@@ -244,6 +245,13 @@ def test_probes_of_an_encoder_that_has_seen_labels_are_called_optimistic(tmp_pat
     for used, places in ((0, 0), (20, 4)):  # the first sentence, the key number, and both curves
         text = visible(render(write(tmp_path, spec=spec(labels_used=used) | {"verb": "pretrain"})))
         assert text.count("optimistic") == places
+
+
+def test_ticks_of_a_share_that_hardly_changes_differ() -> None:
+    rows = [{"step": k, "knn": 0.98 + k / 1000} for k in range(12)]
+    drawn = charts.curve(rows, "knn", "Probe", percent=True).to_dict() | {"width": 300}
+    ticks = re.findall(r">([\d.]+%)<", vl_convert.vegalite_to_svg(drawn))
+    assert len(ticks) == len(set(ticks)) > 2
 
 
 def test_deviations_are_one_chart_of_all_four() -> None:

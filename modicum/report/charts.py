@@ -77,7 +77,7 @@ def curve(metrics: Sequence[Row], key: str, title: str, *, percent: bool = False
         rows.append({"step": step, "value": value, "smooth": mean})
     form = ".1%" if percent else ".3~g"
     base = _chart(rows, 170, f"{title} against training step")
-    x, y = _axes("value", ".0%" if percent else ".4~g")
+    x, y = _axes("value", ".1~%" if percent else ".4~g")
     dots = _dots(base, x, y, [alt.Tooltip("value:Q", title=title, format=form)], len(rows))
     if not reach:
         return _layer(base, base.mark_line(strokeWidth=2).encode(x=x, y=y), dots)
