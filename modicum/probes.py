@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from modicum.core import seeds
 from modicum.core.types import Source, Views
 from modicum.datasets.data import Labels
-from modicum.maths.representation import alignment, rank_me, uniformity, unused
+from modicum.maths.representation import alignment, deviations, rank_me, uniformity, unused
 from modicum.nn.encoder import Tower
 from modicum.training.apply import embed, over
 
@@ -66,8 +66,8 @@ class Probe:
     """The online probes, on training rows alone: what simple rules read off the features so far, and how they lie.
 
     Accuracy of k-NN and of a linear rule (`knn`, `linear`) on at most 1,000 labelled rows by 4,000 others, where there
-    are classes; RankMe, the share of unused dimensions, uniformity, and the alignment of two `views` of each of at most
-    500 rows.
+    are classes; RankMe, the share of unused dimensions, quantiles of the dimensions' standard deviations, uniformity,
+    and the alignment of two `views` of each of at most 500 rows.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class Probe:
         if not z.isfinite().all():  # the guard says so of the loss
             return {}
         out = {"rank_me": rank_me(z), "unused": unused(z), "uniformity": uniformity(z)}
+        out |= {f"deviation_{name}": value for name, value in deviations(z).items()}
         if self.views is not None:
             a, b = (torch.from_numpy(self._seen(k)) for k in range(2))
             out["alignment"] = alignment(a, b)

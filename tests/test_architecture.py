@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from peers import installed, peer
 
 ROOT = Path(__file__).parents[1]
 HOUSE = ROOT / "modicum"
@@ -159,3 +160,17 @@ def test_no_file_names_a_path_of_one_machine() -> None:
                 if homes.search(line)
             ]
     assert not found, "; ".join(found)
+
+
+def test_no_test_of_a_peer_is_skipped_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    for get in (peer, installed):
+        with pytest.raises(pytest.skip.Exception, match="nosuchpeer is not installed: run make setup"):
+            get("nosuchpeer")
+    monkeypatch.setenv("CI", "1")
+    for get in (peer, installed):
+        with pytest.raises(pytest.fail.Exception, match="nosuchpeer is not installed: make setup installs it"):
+            get("nosuchpeer")
+    own = {Path(__file__).name, "test_losses_peers.py"}
+    skips = [path.name for path in (ROOT / "tests").glob("*.py") if "importorskip" in path.read_text("utf-8")]
+    assert not set(skips) - own, "tests/peers.py has what fails in CI"

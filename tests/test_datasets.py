@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from peers import absent
 
 from modicum import UserError, open_data
 from modicum.datasets import fashion_mnist
@@ -72,9 +72,7 @@ def test_series(name: str, rows: int, train: int, classes: int, channels: int, s
 
 def test_fashion_mnist() -> None:
     if not (fashion_mnist.DEBIAN / "train-images-idx3-ubyte.gz").exists():
-        if os.environ.get("CI"):
-            pytest.fail("Fashion-MNIST is not installed: scripts/get-data installs it")
-        pytest.skip("Fashion-MNIST is not installed: run scripts/get-data")
+        absent("Fashion-MNIST", "scripts/get-data")
     data = open_data("fashion-mnist")
     labels, split = data.labels(), marked(data, None)
     assert labels is not None

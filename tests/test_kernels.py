@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peers import peer
 from torch._subclasses import FakeTensorMode
 
 from modicum.maths.kernels import log_sums as fused
@@ -20,13 +20,7 @@ CHECKS = Path(__file__).with_name("kernel_checks.py")
 
 @pytest.fixture
 def triton() -> Any:
-    if find_spec("triton") is None:
-        if os.environ.get("CI"):
-            pytest.fail("triton is not installed: the extra test-reference of modicum installs it on Linux")
-        pytest.skip("triton is not installed: pip install 'modicum[test-reference]', on Linux")
-    import triton
-
-    return triton
+    return peer("triton")
 
 
 def checked(interpret: str) -> None:

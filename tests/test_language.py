@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import zoo
+from peers import peer
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
@@ -39,7 +40,7 @@ def encoder(trunk: str) -> Encoder:
 
 @pytest.fixture(scope="module")
 def transformers() -> Any:
-    return pytest.importorskip("transformers")
+    return peer("transformers")
 
 
 def same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import zoo
+from peers import peer
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -79,7 +80,7 @@ def test_the_update_is_the_weight_plus_a_product(name: str) -> None:
 
 @pytest.mark.parametrize("name", PEFT)
 def test_updates_equal_those_of_peft(name: str) -> None:
-    peft = pytest.importorskip("peft")
+    peft = peer("peft")
     make, shape = LAYERS[name]
     layer: Any = nn.Sequential(made(make))
     x = numbers(*shape)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from estimates import away, decomposed, near
+from peers import installed
 
 from modicum.maths.random_features import curve
 
@@ -22,11 +21,9 @@ N, ROUNDS, SD = 20, 40, 0.8
 @pytest.fixture(scope="module")
 def theirs() -> Iterator[Callable[..., tuple[float, float, float]]]:
     """The function without its siblings, one of which imports matplotlib."""
-    found = importlib.util.find_spec("mlxtend")
-    if found is None or found.origin is None:
-        pytest.skip("mlxtend is not installed")
+    root = installed("mlxtend")
     package = ModuleType("mlxtend.evaluate")
-    package.__path__ = [str(Path(found.origin).parent / "evaluate")]
+    package.__path__ = [str(root / "evaluate")]
     sys.modules["mlxtend.evaluate"] = package
     yield importlib.import_module("mlxtend.evaluate.bias_variance_decomp").bias_variance_decomp
     for name in [n for n in sys.modules if n.startswith("mlxtend")]:

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import vl_convert
 from PIL import Image
 
 from modicum.core.errors import UserError
+from modicum.maths.representation import QUANTILES
 from modicum.report import charts
 from modicum.report.page import render
 from modicum.report.wording import Score
@@ -99,7 +101,7 @@ def write(run: Path, **files: Any) -> Path:
 def metrics(run: Path) -> None:
     """Training metrics with a value that is not finite, a name with odd characters and a torn last line."""
     rows = [{"step": i, "loss": math.nan if i == 5 else 1 / (i + 1), "rank": i, "my/odd.key": i} for i in range(100)]
-    rows[50]["knn"] = 0.71
+    rows[50] |= {"knn": 0.71, **{f"deviation_{name}": k for k, name in enumerate(QUANTILES)}}
     (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 1')
 
 
@@ -125,7 +127,9 @@ def test_everything_given_is_shown(full: Path) -> None:
     text = visible(full)
     assert all(f'<section id="{name}">' in text and f'href="#{name}"' in text for name in (*SECTIONS, "reproduce"))
     assert set(re.findall(r'data-chart="([^"]+)"', text)) == set(drawings(full))
-    assert {"contestants", "map", "confusion", "curve-loss", "curve-knn", "curve-my/odd.key"} <= set(drawings(full))
+    assert {"contestants", "map", "confusion", "curve-loss", "curve-knn", "curve-deviation", "curve-my/odd.key"} <= set(
+        drawings(full)
+    )
     assert text.index("lp-ft") < text.index("pixels + 1-NN"), "best first"
     said = text.replace("&nbsp;", "\u00a0")
     for words in ("Pre-training helped.", "78.4\u00a0%", "76.1 to 80.2", "+7.4 points", "(+5.1 to +9.3)", "3.3 min"):
@@ -234,6 +238,32 @@ def test_curve_is_thinned_and_smoothed_without_inventing_values() -> None:
     assert drawn[-1]["step"] == 3999
     assert {row["value"] for row in drawn} == {0.5}
     assert charts.curve([{"step": 1, "loss": math.inf}], "loss", "Loss") is None
+
+
+def test_probes_of_an_encoder_that_has_seen_labels_are_called_optimistic(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0, "knn": 0.9, "ridge": 0.9}')
+    for used, places in ((0, 0), (20, 4)):  # the first sentence, the key number, and both curves
+        text = visible(render(write(tmp_path, spec=spec(labels_used=used) | {"verb": "pretrain"})))
+        assert text.count("optimistic") == places
+
+
+def test_ticks_of_a_share_that_hardly_changes_differ() -> None:
+    rows = [{"step": k, "knn": 0.98 + k / 1000} for k in range(12)]
+    drawn = charts.curve(rows, "knn", "Probe", percent=True).to_dict() | {"width": 300}
+    ticks = re.findall(r">([\d.]+%)<", vl_convert.vegalite_to_svg(drawn))
+    assert len(ticks) == len(set(ticks)) > 2
+
+
+def test_deviations_are_one_chart_of_all_four() -> None:
+    values = {"lowest": 0.1, "tenth": 0.2, "median": 0.4, "highest": 0.9}
+    rows = [{"step": k} | {f"deviation_{name}": k * v for name, v in values.items()} for k in range(900)]
+    torn = [{"step": 900, "deviation_lowest": 0.0}]
+    (drawn,) = charts.deviations([*rows, *torn], "Deviation").to_dict()["datasets"].values()
+    assert drawn[-1]["step"] == 899
+    assert len(drawn) <= 400
+    last = [drawn[-1][f"deviation_{name}"] for name in values]
+    assert [v / last[2] for v in last] == pytest.approx([v / 0.4 for v in values.values()])
+    assert charts.deviations(torn, "Deviation") is None
 
 
 def test_numbers_as_written() -> None:

@@ -25,7 +25,7 @@ from modicum.core.errors import UserError
 from modicum.core.spec import parse, text_of
 from modicum.maths.contrastive import supcon
 from modicum.maths.losses import margin_pairs, sigreg
-from modicum.maths.representation import alignment, rank_me, uniformity, unused
+from modicum.maths.representation import alignment, deviations, rank_me, uniformity, unused
 from modicum.maths.sampling import Sampler
 from modicum.nn.ema import rising
 from modicum.probes import ridge
@@ -162,10 +162,11 @@ def test_lejepa_weighs_agreement_against_gaussianity() -> None:
     objective = made("lejepa(n=3, weight=.3, count=5, hidden=16, out=8)")
     given = material(objective, zoo.images()[1])
     z = objective.head(objective.encoder(given["views"]).pooled).view(3, 12, 8)
-    centre = (z[0] + z[1]) / 2
-    apart = torch.stack([(view - centre) ** 2 for view in z]).mean()
-    gauss = torch.stack([sigreg(view, given["drawn"]) for view in z]).mean()
-    torch.testing.assert_close(objective(given)[0], 0.7 * apart + 0.3 * gauss)
+    for views, found in ((z, objective(given)[0]), (far := drawn(3, 12, 8), objective.loss(far, given))):
+        # About the mean of all views, the mean square is the sum over pairs of views of their squares, over views².
+        apart = sum((views[i] - views[k]).square().mean() for i, k in ((0, 1), (0, 2), (1, 2))) / 9
+        gauss = torch.stack([sigreg(view, given["drawn"]) for view in views]).mean()
+        torch.testing.assert_close(found, 0.7 * apart + 0.3 * gauss)
     torch.testing.assert_close(given["drawn"].norm(dim=0), torch.ones(5))
     assert not torch.equal(given["drawn"], material(objective, zoo.images()[1], 1)["drawn"])
 
@@ -385,6 +386,22 @@ def test_a_vae_of_texts_cannot_draw_any() -> None:
         objective.sample(2, Sampler(seeds.generator(0)))
 
 
+@pytest.mark.parametrize(
+    ("given", "encoder", "inputs"),
+    [
+        (zoo.images, CONV, 64),
+        (zoo.tables, "mlp(width=8)", 6),
+        (zoo.series, "mlp(width=8)", 26),  # two channels of 13 steps
+        (zoo.texts, "mlp(width=8, over='set')", 0),  # tokens are no numbers
+    ],
+)
+def test_an_autoencoder_that_is_not_undercomplete_says_so(given: Any, encoder: str, inputs: int) -> None:
+    note = made(f"autoencoder(code={inputs or 500})", encoder, given).note()
+    assert (f"a row has {inputs} inputs" in note) if inputs else note == ""
+    assert made(f"autoencoder(code={inputs - 1 if inputs else 3})", encoder, given).note() == ""
+    assert made(f"autoencoder(code={inputs or 500}, noise=.3)", encoder, given).note() == ""
+
+
 @pytest.mark.parametrize("objective", ["vae(code=4)", "autoencoder(code=4)"])
 def test_rows_shorter_than_the_longest_are_rebuilt_and_shown(objective: str) -> None:
     """The mirror gives as many tokens as the longest row has; a batch may have fewer."""
@@ -440,6 +457,13 @@ def test_unused_dimensions_are_counted() -> None:
     assert unused(x).item() == 0.25
 
 
+def test_deviations_are_quantiles_over_dimensions() -> None:
+    x = drawn(50, 21) * torch.arange(21)
+    wanted = np.quantile(x.numpy().std(0), [0, 0.1, 0.5, 1])
+    assert [v.item() for v in deviations(x).values()] == pytest.approx(list(wanted))
+    assert list(deviations(x)) == ["lowest", "tenth", "median", "highest"]
+
+
 @pytest.mark.parametrize("d", [5, 90])
 def test_the_linear_probe_is_ridge_regression(d: int) -> None:
     x, y = drawn(60, d).numpy(), np.arange(60) % 3
@@ -455,8 +479,13 @@ def test_probes_and_measures_are_logged_and_drawn(tmp_path: Path) -> None:
     run = modicum.pretrain("digits", out=tmp_path / "r", **{**small.TINY, "steps": 30})
     last = json.loads((run.path / "metrics.jsonl").read_text().splitlines()[-1])
     assert {"knn", "ridge", "rank_me", "alignment", "uniformity", "unused"} <= set(last)
+    deviation = [last[f"deviation_{name}"] for name in ("lowest", "tenth", "median", "highest")]
+    assert deviation == sorted(deviation)
+    assert deviation[2] > 0
     page = (run.path / "report.html").read_text("utf-8")
     assert all(title in page for title in ("Linear probe", "RankMe", "Alignment", "Uniformity"))
+    assert "Deviation of dimensions" in page
+    assert "deviation_tenth against" not in page  # the four are one chart
 
 
 def test_a_collapse_stops_the_run_with_advice(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from peers import peer
 from PIL import Image
 from torch import Tensor
 
@@ -717,7 +718,7 @@ def test_the_baselines_of_series() -> None:
     near = Warped(0.1, 2, 0).fit(x[:40], y[:40])
     assert near.note == "window=0.1, 256 of 300 steps"
     assert (near.predict(x[40:]) == y[40:]).mean() > 0.95
-    pytest.importorskip("aeon")
+    peer("aeon")
     threads = torch.get_num_threads()
     rocket = Rocket(1.0, 2, True, 0).fit(x[:40, :200], y[:40])
     rocket.predict(x[:2, :200])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import peer
 from scipy.stats import norm, rankdata
 
 import modicum
@@ -272,7 +273,7 @@ def test_a_full_disk_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_urls_are_read_through_fsspec(tmp_path: Path) -> None:
-    fsspec = pytest.importorskip("fsspec")
+    fsspec = peer("fsspec")
     system = fsspec.filesystem("memory")
     system.pipe("/tables/t.csv", b"x,label\n1,a\n2,b\n")
     assert len(open_data("memory://tables/t.csv")) == 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import small
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peers import absent, peer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -102,7 +102,7 @@ def test_a_vocabulary_is_as_large_as_asked() -> None:
 
 @pytest.mark.parametrize("which", ["bert", "gpt2"])
 def test_adopted_tokenizers_give_the_ids_of_hugging_face(which: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    transformers = peer("transformers")
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     texts = [*corpus(12)[0], "Ünïcode 東京!", "A VERY " + "long " * 30 + "text"]
@@ -405,13 +405,6 @@ def test_texts_are_rebuilt(csv: Path, tmp_path: Path, encoder: str) -> None:
 # The data sets
 
 
-def absent(what: str) -> None:
-    """Skip, but not where everything was to be installed."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{what} is not installed: scripts/get-data installs it")
-    pytest.skip(f"{what} is not installed: run scripts/get-data")
-
-
 def check_split(data: Any) -> None:
     split = marked(data, None)
     assert split is not None
@@ -422,7 +415,7 @@ def check_split(data: Any) -> None:
 
 def test_wordnet_nouns() -> None:
     if not wordnet_nouns.PATH.exists():
-        absent("WordNet")
+        absent("WordNet", "scripts/get-data")
     data = open_data("wordnet-nouns")
     labels = data.labels()
     assert labels is not None
@@ -437,7 +430,7 @@ def test_wordnet_nouns() -> None:
 
 def test_fortunes() -> None:
     if not (fortunes.FOLDER / "wisdom.dat").exists():
-        absent("fortunes")
+        absent("fortunes", "scripts/get-data")
     data = open_data("fortunes")
     labels = data.labels()
     assert labels is not None

@@ -113,6 +113,7 @@ class Embed(nn.Module, ABC):
     `ragged`: rows have different numbers of tokens, and batches a "mask" (b, t), True where real. `begins`: every row's
     first token is one and the same, such as a text's <bos>. `edge_dim`: the width of the features of its edges.
     `first`: rows are about their first token (a node and those around it), so that it is what is pooled.
+    `inputs`: how many cells, channels of pixels or of steps a row has at most; 0 where it is not made of such.
     """
 
     dim: int
@@ -120,6 +121,7 @@ class Embed(nn.Module, ABC):
     ragged: bool = False
     begins: bool = False
     first: bool = False
+    inputs: int = 0
     edge_dim: int = 0
 
     def blank(self) -> Tensor | None:

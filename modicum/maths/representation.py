@@ -40,6 +40,16 @@ def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
     return ((total - n).clamp(min=1e-300) / max(1, n * (n - 1))).log().to(z.dtype)
 
 
+QUANTILES = {"lowest": 0.0, "tenth": 0.1, "median": 0.5, "highest": 1.0}
+
+
+def deviations(z: Tensor) -> dict[str, Tensor]:
+    """QUANTILES, over the dimensions of features (n, d), of a dimension's standard deviation over rows."""
+    deviation = widened(z).std(0, correction=0)
+    at = torch.tensor(list(QUANTILES.values()), dtype=deviation.dtype, device=deviation.device)
+    return dict(zip(QUANTILES, deviation.quantile(at), strict=True))
+
+
 def unused(z: Tensor) -> Tensor:
     """The share of the dimensions of features (n, d) whose deviation is below a hundredth of the largest one."""
     deviation = widened(z).std(0, correction=0)

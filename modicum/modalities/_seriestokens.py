@@ -27,6 +27,7 @@ class Segments(Embed):
     def __init__(self, channels: int, length: int, patch: int, width: int) -> None:
         super().__init__()
         self.dim, self.grid, self.patch = width, (math.ceil(length / patch),), patch
+        self.inputs = channels * length
         self.values = nn.Linear(channels * patch, width)
         self.missing = nn.Linear(channels * patch, width, bias=False)
 

@@ -32,7 +32,7 @@ class Pixels(Embed):
 
     def __init__(self, size: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
-        self.dim, self.grid, self.size = channels, (size, size), size
+        self.dim, self.grid, self.size, self.inputs = channels, (size, size), size, channels * size**2
         self.scale: Tensor
         self.shift: Tensor
         self.register_buffer("scale", 1 / (255 * torch.tensor(std)), persistent=False)

@@ -42,6 +42,7 @@ class Both(Embed):
         super().__init__()
         self.left, self.right = left, right
         self.dim = max(left.dim, right.dim)
+        self.inputs = left.inputs + right.inputs if left.inputs and right.inputs else 0
         self.count = int(np.prod(left.grid))
         self.grid = (self.count + int(np.prod(right.grid)),)
 

@@ -79,7 +79,7 @@ class Columns(Embed):
     def __init__(self, table: Tables) -> None:
         super().__init__()
         self.dim, self.grid = table.width, (len(table.numeric) + len(table.categorical),)
-        self.scaled = Scaling(table)
+        self.scaled, self.inputs = Scaling(table), self.grid[0]
         sizes = [len(values) + 2 for _, values in table.categorical]
         offset = torch.tensor([0, *np.cumsum(sizes)[:-1]][: len(sizes)], dtype=torch.long)
         self.register_buffer("offset", offset, persistent=False)

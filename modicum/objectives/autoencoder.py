@@ -48,5 +48,14 @@ class Autoencoder(Objective):
         """The rebuilt batch in raw units, and the mean error of every row (b,)."""
         return rebuilt(self.unembed, self.mirror.grow(self.mirror.squeeze(self.encoder(batch))), batch, self.encoder)
 
+    def note(self) -> str:
+        inputs = self.encoder.embed.inputs
+        if self.noise or not 0 < inputs <= self.code:
+            return ""
+        return (
+            f"autoencoder(code={self.code}) is not undercomplete: a row has {inputs} inputs, which so long a code can "
+            "copy without learning anything of them; take a shorter code, or blank inputs with noise=.3"
+        )
+
     def encoders(self) -> dict[str, Encoder]:
         return {"encoder": self.encoder}

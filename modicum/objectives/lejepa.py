@@ -15,9 +15,10 @@ from modicum.objectives._joint import Joint
 
 @final
 class LeJEPA(Joint):
-    """(1 - weight) · the squared distance of views from the mean of the first two + weight · SIGReg of each view.
+    """(1 - weight) · the squared distance of views from their mean + weight · SIGReg of each view.
 
-    Through a projection head `hidden` -> `out`; `count` fresh directions a step. One trade-off, no teacher, no
+    All views are of one distribution, so the mean is over all of them, as the paper's is over its global crops. Through
+    a projection head `hidden` -> `out`; `count` fresh directions a step. One trade-off, no teacher, no
     negatives. `views`: options of the modality's views.
     """
 
@@ -41,6 +42,6 @@ class LeJEPA(Joint):
         return {**super().corrupt(batch, rng), "drawn": slices(self.out, self.count, rng, device)}
 
     def loss(self, z: Tensor, corrupted: Corrupted) -> Tensor:
-        apart = (z - z[:2].mean(0)).square().mean()
+        apart = (z - z.mean(0)).square().mean()
         gauss = sum(sigreg(view, corrupted["drawn"]) for view in z) / self.n
         return (1 - self.weight) * apart + self.weight * gauss

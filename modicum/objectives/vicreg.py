@@ -17,8 +17,8 @@ from modicum.objectives._joint import Joint
 class VICReg(Joint):
     """Weights of invariance, variance and covariance, over `n` views, through a projection head `hidden` -> `out`.
 
-    No negatives and no teacher; with many views, of one sample each, it is EMP-SSL's setting (Tong et al. 2023).
-    `views`: options of the modality's views.
+    No negatives and no teacher. With more than two views all pairs of them agree; EMP-SSL (Tong et al. 2023), also of
+    many views, has the total coding rate in place of variance and covariance. `views`: options of the modality's views.
     """
 
     def __init__(

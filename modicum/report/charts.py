@@ -16,10 +16,12 @@ from typing import Any
 
 import altair as alt
 
+from ..maths.representation import QUANTILES
 from .wording import Score, finite, shown
 
 Row = Mapping[str, Any]
 COLOURS = {"pretrained": "#3f7fdb", "scratch": "#dd8a2e", "baseline": "#8b919c"}
+DEVIATIONS = tuple(f"deviation_{name}" for name in QUANTILES)  # as the probes log them
 BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"  # one transparent pixel
 
 
@@ -75,17 +77,49 @@ def curve(metrics: Sequence[Row], key: str, title: str, *, percent: bool = False
         rows.append({"step": step, "value": value, "smooth": mean})
     form = ".1%" if percent else ".3~g"
     base = _chart(rows, 170, f"{title} against training step")
-    x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=4, format="~s", grid=False), scale=alt.Scale(nice=False))
-    axis = alt.Axis(format=".0%" if percent else ".4~g", tickCount=4)
-    y = alt.Y("value:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=True))
-    tip = [alt.Tooltip("step:Q", format=","), alt.Tooltip("value:Q", title=title, format=form)]
-    at = alt.selection_point(on="pointerover", nearest=True, fields=["step"], empty=False, clear="pointerout")
-    faint = alt.value(0.9) if len(rows) <= 30 else alt.condition(at, alt.value(1), alt.value(0))
-    dots = base.mark_point(filled=True, size=32).encode(x=x, y=y, opacity=faint, tooltip=tip).add_params(at)
+    x, y = _axes("value", ".1~%" if percent else ".4~g")
+    dots = _dots(base, x, y, [alt.Tooltip("value:Q", title=title, format=form)], len(rows))
     if not reach:
         return _layer(base, base.mark_line(strokeWidth=2).encode(x=x, y=y), dots)
     raw = base.mark_line(strokeWidth=1, opacity=0.3).encode(x=x, y=y)
     return _layer(base, raw, base.mark_line(strokeWidth=2).encode(x=x, y="smooth:Q"), dots)
+
+
+def deviations(metrics: Sequence[Row], title: str) -> Any | None:
+    """Quantiles of the deviations of the features' dimensions against the step: the median, the 10 % one, and a band
+    from the lowest to the highest; None when no row has all four.
+    """
+    known = [row for row in metrics if all(finite(row.get(key)) for key in ("step", *DEVIATIONS))]
+    if not known:
+        return None
+    thinned = [thin([(row["step"], row[key]) for row in known], 400) for key in DEVIATIONS]
+    rows = [
+        {"step": at[0][0], **{key: value for key, (_, value) in zip(DEVIATIONS, at, strict=True)}}
+        for at in zip(*thinned, strict=True)
+    ]
+    base = _chart(rows, 170, f"{title} against training step")
+    low, tenth, middle, high = DEVIATIONS
+    x, y = _axes(high, ".4~g")
+    tip = [alt.Tooltip(f"{key}:Q", title=name, format=".3~g") for key, name in zip(DEVIATIONS, QUANTILES, strict=True)]
+    band = base.mark_area(opacity=0.15).encode(x=x, y=y, y2=f"{low}:Q")
+    dashes = base.mark_line(strokeWidth=1.5, strokeDash=[4, 3]).encode(x=x, y=f"{tenth}:Q")
+    line = base.mark_line(strokeWidth=2).encode(x=x, y=f"{middle}:Q")
+    return _layer(base, band, dashes, line, _dots(base, x, f"{middle}:Q", tip, len(rows)))
+
+
+def _axes(key: str, form: str) -> tuple[Any, Any]:
+    """The axes of a measure against the step."""
+    x = alt.X("step:Q", title="step", axis=alt.Axis(tickCount=4, format="~s", grid=False), scale=alt.Scale(nice=False))
+    axis = alt.Axis(format=form, tickCount=4)
+    return x, alt.Y(f"{key}:Q", title=None, axis=axis, scale=alt.Scale(zero=False, nice=True))
+
+
+def _dots(base: Any, x: Any, y: Any, tip: list[Any], count: int) -> Any:
+    """Dots that say their values; of more than 30, only the one pointed at is seen."""
+    at = alt.selection_point(on="pointerover", nearest=True, fields=["step"], empty=False, clear="pointerout")
+    faint = alt.value(0.9) if count <= 30 else alt.condition(at, alt.value(1), alt.value(0))
+    tip = [alt.Tooltip("step:Q", format=","), *tip]
+    return base.mark_point(filled=True, size=32).encode(x=x, y=y, opacity=faint, tooltip=tip).add_params(at)
 
 
 def contestants(rows: Sequence[Row], score: Score, *, reference: str | None = None) -> Any | None:

@@ -39,6 +39,11 @@ CURVES = {  # metric: its title and what it means to a newcomer; those a run doe
     "alignment": ("Alignment", "Squared distance of two views of a row on the unit sphere: lower is closer."),
     "uniformity": ("Uniformity", "How evenly rows cover the unit sphere: lower is more even, 0 is one point."),
     "unused": ("Unused dimensions", "Share of dimensions that hardly vary."),
+    "deviation": (
+        "Deviation of dimensions",
+        "Standard deviation of the dimensions: their median (line), 10 % quantile (dashes), and range (band). "
+        "A dimension at 0 says nothing of a row.",
+    ),
     "error": ("Reconstruction error", "Mean error of a token that is rebuilt from the row's code."),
     "kl": ("KL divergence", "Nats that a row's code says beyond what is drawn at random. Near 0, it is not used."),
     "triplets": ("Triplets", "Share of the labelled rows that have a triplet to learn from."),
@@ -47,6 +52,8 @@ CURVES = {  # metric: its title and what it means to a newcomer; those a run doe
     "projected": ("Spread of projections", "How far apart the projection head puts samples. Near 0, it has collapsed."),
     "lr": ("Learning rate", "The size of the steps, set by the schedule."),
 }
+PROBES = {"knn", "ridge"}
+SEEN = "The encoder has seen labels of training rows, on which this is measured: it is optimistic."
 PERCENT = {"accuracy", "knn", "ridge", "unused", "triplets"}
 QUIET = {"step", "seconds", "rate", "epoch"}  # logged numbers that tell a reader nothing as a curve
 
@@ -76,7 +83,7 @@ def render(run: Path) -> Path:
             lead=wording.lead(spec, results, metrics),
             tiles=wording.tiles(results, metrics, data),
             contestants=wording.ranked(results),
-            curves=[(key, *CURVES.get(key, (key, ""))) for key in curves],
+            curves=[(key, *_words(key, data)) for key in curves],
             drawings=drawings,
             points=points,
             targets=any(point["target"] for point in points),
@@ -198,8 +205,16 @@ def _warnings(data: dict[str, Any], torn: int) -> list[str]:
 def _curve_keys(metrics: list[dict[str, Any]]) -> list[str]:
     """The metrics to draw: the known ones first, then up to six of the objective's own."""
     logged = {key for row in metrics if finite(row.get("step")) for key, value in row.items() if finite(value)}
+    if not logged.isdisjoint(charts.DEVIATIONS):
+        logged = logged - set(charts.DEVIATIONS) | {"deviation"}  # one chart
     own = sorted(logged - set(CURVES) - QUIET)
     return [key for key in CURVES if key in logged] + own[:6]
+
+
+def _words(key: str, data: dict[str, Any]) -> tuple[str, str]:
+    """The title of a metric's chart and the words under it."""
+    title, note = CURVES.get(key, (key, ""))
+    return title, f"{note} {SEEN}" if key in PROBES and data.get("labels_used") else note
 
 
 def _drawings(results: dict[str, Any], metrics: list[Any], points: list[Any]) -> dict[str, Any]:
@@ -209,6 +224,7 @@ def _drawings(results: dict[str, Any], metrics: list[Any], points: list[Any]) ->
         f"curve-{key}": charts.curve(metrics, key, CURVES.get(key, (key,))[0], percent=key in PERCENT)
         for key in _curve_keys(metrics)
     }
+    found["curve-deviation"] = charts.deviations(metrics, CURVES["deviation"][0])
     found["contestants"] = charts.contestants(wording.ranked(results), score, reference=results.get("reference"))
     found["map"] = charts.embedding_map(points)
     found["scatter"] = charts.scatter(results.get("scatter") or [], str(results.get("unit") or ""))

@@ -107,6 +107,7 @@ def lead(spec: Json, results: Json, metrics: Sequence[Json]) -> str:
     step, probe = last(metrics, "step"), last(metrics, "knn")
     steps = f" for {step:,} steps" if finite(step) else ""
     read = f"; a nearest-neighbour vote on its features is right {100 * probe:.0f} % of the time" if probe else ""
+    read += ", which is optimistic, as the encoder has seen labels" if probe and data.get("labels_used") else ""
     return f"{did} {rows}{steps}{read}."
 
 
@@ -141,11 +142,12 @@ def percent(share: Any) -> Any:
 def _training_tiles(metrics: Sequence[Json], data: Json) -> list[Tile]:
     """The key numbers of a run that measured no contestants."""
     first = next((row["loss"] for row in metrics if finite(row.get("loss"))), None)
+    probe = "nearest-neighbour accuracy" + (", optimistic: labels were seen" if data.get("labels_used") else "")
     shown = [
         ("Training rows", data.get("rows"), "{:,}", str(data.get("modality") or "")),
         ("Steps", last(metrics, "step"), "{:,}", ""),
         ("Final loss", last(metrics, "loss"), "{:.4g}", "" if first is None else f"from {first:.4g}"),
-        ("Online probe", percent(last(metrics, "knn")), "{:.1f} %", "nearest-neighbour accuracy"),
+        ("Online probe", percent(last(metrics, "knn")), "{:.1f} %", probe),
         ("Effective rank", last(metrics, "rank"), "{:.1f}", "directions in use"),
         ("Speed", last(metrics, "rate"), "{:,.0f}", "rows a second"),
     ]
