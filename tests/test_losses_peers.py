@@ -6,12 +6,12 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from peers import installed, peer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -35,23 +35,18 @@ def agree(ours: Callable[..., Tensor], theirs: Callable[..., Tensor], *given: Te
 
 @pytest.fixture(scope="module")
 def metric() -> Any:
-    pytest.importorskip("pytorch_metric_learning")
+    peer("pytorch_metric_learning")
     names = ("losses", "miners", "reducers", "distances")
     return {n: importlib.import_module(f"pytorch_metric_learning.{n}") for n in names}
-
-
-def source(name: str) -> Path:
-    """The folder of an installed package that is not imported."""
-    found = importlib.util.find_spec(name)
-    if found is None or found.origin is None:
-        pytest.skip(f"{name} is not installed")
-    return Path(found.origin).parent
 
 
 @pytest.fixture(scope="module")
 def lightly() -> Iterator[Callable[[str], Any]]:
     """lightly's loss modules without its packages of models, which import torchvision."""
-    root, bare = source("lightly"), ("lightly.models", "lightly.models.modules", "lightly.models.utils", "lightly.loss")
+    root, bare = (
+        installed("lightly"),
+        ("lightly.models", "lightly.models.modules", "lightly.models.utils", "lightly.loss"),
+    )
     for name in bare:
         package = ModuleType(name)
         package.__path__ = [str(root.joinpath(*name.split(".")[1:]))]
@@ -65,7 +60,7 @@ def lightly() -> Iterator[Callable[[str], Any]]:
 @pytest.fixture(scope="module")
 def clip() -> Any:
     """open_clip's file of losses: the package wants torchvision."""
-    spec = importlib.util.spec_from_file_location("open_clip_losses", source("open_clip") / "loss.py")
+    spec = importlib.util.spec_from_file_location("open_clip_losses", installed("open_clip") / "loss.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
