@@ -495,3 +495,32 @@ def test_a_collapse_stops_the_run_with_advice(tmp_path: Path) -> None:
             "digits", objective="vicreg(variance=0, covariance=0, hidden=8, out=4)", encoder="mlp(width=16, depth=1)",
             lr=0.05, steps=300, batch=64, out=tmp_path / "r",
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        r
+        for r in zoo.OBJECTIVES
+        if r.name in ("masked", "latent_masked") and r.which not in ("images-mlp", "text-bert", "nodes")
+    ],
+    ids=str,
+)
+def test_what_is_hidden_does_not_leak(row: Any) -> None:
+    """Other values of hidden tokens change neither what is predicted for them nor the features of what is visible."""
+    objective, batch = row.make().eval(), row.batch()
+    corrupted = objective.corrupt(batch, seeds.generator(0))
+    hide = objective.hiding.hidden(corrupted)
+    assert hide.any()
+    with torch.no_grad():
+        seen, found = objective.hiding(objective.encoder, corrupted)
+        noise = torch.randn(1, generator=seeds.generator(1))
+
+        def other(module: Any, given: Any, out: Any) -> Any:
+            return out._replace(x=torch.where(hide.unsqueeze(2), 3 * out.x + noise, out.x))
+
+        hook = objective.encoder.embed.register_forward_hook(other)
+        again, changed = objective.hiding(objective.encoder, corrupted)
+        hook.remove()
+    torch.testing.assert_close(again.pooled, seen.pooled)
+    torch.testing.assert_close(changed, found)
