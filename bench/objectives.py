@@ -22,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 
 import modicum
 from modicum.core import seeds
-from modicum.core.spec import Make, build, parse
+from modicum.core.spec import build, hinted, parse
 from modicum.nn.encoder import tower
 from modicum.probes import knn, ridge
 from modicum.training.apply import embed
@@ -76,9 +76,8 @@ def every(text: str, asked: list[int]) -> list[dict[str, float]]:
 
     def make(seed: int, steps: int) -> torch.nn.Module:
         with seeds.forked(seed, "init"):
-            views = Make(lambda given: {**found.views, **(given["args"] if given else {})})
             goal = parse("simclr()" if text == "untrained" else text)
-            return build("objective", goal, encoder=tower(input, ENCODER), views=views, steps=steps)
+            return build("objective", goal, encoder=tower(input, ENCODER), views=hinted(found.views), steps=steps)
 
     def batches(objective: torch.nn.Module, seed: int) -> object:
         if not objective.uses_labels:

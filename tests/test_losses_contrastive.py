@@ -333,3 +333,15 @@ def test_what_does_not_fit_is_refused() -> None:
         sigmoid_pairs(drawn(4, 3), drawn(4, 2), 1.0, 0.0)
     with pytest.raises(UserError, match="rows with one label each"):
         supcon(drawn(4, 3), torch.arange(3), 1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_temperature_must_be_above_zero(value: float) -> None:
+    z = torch.randn(2, 4, 3)
+    for loss in (
+        lambda: nt_xent(z, value),
+        lambda: supcon(z[0], torch.tensor([0, 0, 1, 1]), value),
+        lambda: info_nce(z[0], z[1], value),
+    ):
+        with pytest.raises(UserError, match="must be above 0 and finite"):
+            loss()

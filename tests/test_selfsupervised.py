@@ -52,7 +52,8 @@ def material(objective: Any, batch: dict[str, Tensor], seed: int = 0) -> Any:
 def test_the_momentum_rises_to_one_along_a_cosine() -> None:
     momentum = rising(0.9, 400)
     assert [momentum(k) for k in (0, 200, 400, 900)] == pytest.approx([0.9, 0.95, 1, 1])
-    assert [rising(0.99, steps)(0) for steps in (10, 100, 1000, 9000)] == pytest.approx([0, 0.8, 0.98, 0.99])
+    assert [rising(None, steps)(0) for steps in (10, 100, 1000, 9000)] == pytest.approx([0, 0.8, 0.98, 0.99])
+    assert [rising(m, 100)(0) for m in (0.99, 0.996)] == pytest.approx([0.99, 0.996])  # asked for, it is kept
     assert rising(0.9, 0)(10**6) == 0.9
 
 
@@ -306,6 +307,26 @@ def test_hints_on_views_go_to_every_term(tmp_path: Path) -> None:
     parts = modicum.load(run).objective.parts
     assert [part.transform.flip for part in parts] == [0, 0]
     assert parts[1].transform.crop == (0.9, 1.0) != parts[0].transform.crop
+
+
+@pytest.mark.parametrize("beside", ["{}", "simclr() + {}"])
+def test_a_classifier_sees_rows_as_they_are_unless_views_are_asked_for(tmp_path: Path, beside: str) -> None:
+    """The data's hints go under views that are asked for, written as a call or as a dictionary."""
+    for text, crop in (
+        ("supervised()", None),
+        ("supervised(views=views(crop=(.5, 1.)))", (0.5, 1.0)),
+        ("supervised(views={'crop': (.5, 1.)})", (0.5, 1.0)),
+    ):
+        run = modicum.pretrain(
+            "digits", objective=beside.format(text), out=tmp_path / f"{text}{beside}", limit=100, **small.TINY
+        )
+        objective = modicum.load(run).objective
+        own = objective.parts[1] if hasattr(objective, "parts") else objective
+        batch = {"image": zoo.images()[1]["image"], "target": torch.arange(12) % 10}
+        if crop is None:
+            assert own.corrupt(batch, seeds.generator(0)) is batch
+        else:
+            assert (own.transform.crop, own.transform.flip) == (crop, 0)
 
 
 # The variational autoencoder

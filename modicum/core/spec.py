@@ -179,10 +179,16 @@ class Make:
     call: Callable[[Spec | None], Any]
 
 
+def hinted(hints: Mapping[str, Any]) -> Make:
+    """Options, such as those of views, as the data hints at them, under the user's own."""
+    return Make(lambda given: {**hints, **(_tuples(given["args"]) if given else {})})
+
+
 def build(kind: str, spec: Spec | str, **given: Any) -> Any:
     """The object a spec describes; `given` fills the arguments that the spec leaves to its context.
 
-    A nested spec is made by the context's `Make` of that argument where there is one, else from its own record.
+    A nested spec, or options written as a dictionary, is made by the context's `Make` of that argument where there is
+    one, else from its own record. What the class has in `only_asked` the context does not fill in.
     """
     if isinstance(spec, str):
         spec = parse(spec, kind)
@@ -198,13 +204,15 @@ def build(kind: str, spec: Spec | str, **given: Any) -> Any:
     args = _named(kind, spec, [k for k in wanted if k not in given or isinstance(given[k], Make)], wanted)
     for key, value in args.items():
         maker = given.get(key)
-        if _is_spec(value):
-            args[key] = maker.call(value) if isinstance(maker, Make) else _nested(key, value)
+        if isinstance(maker, Make) and isinstance(value, Mapping):
+            args[key] = maker.call(dict(value) if _is_spec(value) else {"args": dict(value)})
+        elif _is_spec(value):
+            args[key] = _nested(key, value)
         else:
             args[key] = _tuples(value)
     _check(f"{kind} '{spec['name']}'", cls, args)
     for key, value in given.items():
-        if key in wanted and key not in args:
+        if key in wanted and key not in args and key not in getattr(cls, "only_asked", ()):
             args[key] = value.call(None) if isinstance(value, Make) else value
             _check_encoder(f"{kind} '{spec['name']}'", cls, key, args[key])
     _all_there(kind, spec, wanted, args)

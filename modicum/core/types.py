@@ -316,10 +316,12 @@ class Objective(nn.Module, ABC):
 
     Batches have classes, `target` (b,) with -1 where unknown, if it `uses_labels`; `roles` name the rows of a sample
     in the user's file of pairs or triplets: a batch then has all rows of the first role, then of the second, ...
+    `only_asked` names arguments whose defaults stand where the data would decide otherwise (spec.build).
     """
 
     uses_labels: bool = False
     roles: tuple[str, ...] = ()
+    only_asked: tuple[str, ...] = ()
 
     @abstractmethod
     def corrupt(self, batch: Batch, rng: Generator) -> Corrupted: ...

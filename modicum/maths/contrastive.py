@@ -81,7 +81,7 @@ def sigmoid_pairs(x: Tensor, y: Tensor, scale: float | Tensor, bias: float | Ten
     Binary cross-entropy of sigmoid(scale · x yᵀ + bias) to the identity, summed over all pairs, divided by b.
     """
     _paired(x, y)
-    x, y, factor, shift = _unit(x), _unit(y), _scalar(scale, x), _scalar(bias, x)
+    x, y, factor, shift = _unit(x), _unit(y), _scalar(scale, x), _double(bias, x)
     positive = factor * (x * y).sum(1).double() + shift
     loss = (softplus_sum(x, y, factor, shift) - F.logsigmoid(positive).sum()) / len(x)
     return loss.to(x.dtype)
@@ -119,7 +119,16 @@ def _loss(positive: Tensor, others: Tensor) -> Tensor:
 
 
 def _scalar(value: float | Tensor, like: Tensor) -> Tensor:
-    """In float64: the gradient to it is a small difference of large sums, from positives and from others."""
+    """In float64: the gradient to it is a small difference of large sums, from positives and from others.
+
+    A plain number must be above 0 and finite; a tensor is not looked at, which would wait for the device.
+    """
+    if not isinstance(value, Tensor) and not 0 < value < float("inf"):
+        raise UserError(f"a temperature or scale must be above 0 and finite; got {value}")
+    return _double(value, like)
+
+
+def _double(value: float | Tensor, like: Tensor) -> Tensor:
     return torch.as_tensor(value, dtype=torch.float64, device=like.device)
 
 

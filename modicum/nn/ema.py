@@ -10,7 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-SHARE = 20
+MOMENTUM, SHARE = 0.99, 20
 
 
 class Ema(nn.Module):
@@ -54,13 +54,15 @@ class Ema(nn.Module):
         return self
 
 
-def rising(momentum: float, steps: int) -> Callable[[int], float]:
+def rising(momentum: float | None, steps: int) -> Callable[[int], float]:
     """`momentum` at step 0, rising to 1 along a cosine over `steps` (BYOL, Grill et al. 2020); constant where 0.
 
-    Where the training is short it begins lower, at 1 - 20 / steps: a teacher that remembers more than a twentieth of
-    the training would still be half the random network it began as.
+    None is .99, or 1 - 20 / steps in a training so short that this is lower: a teacher that remembers more than a
+    twentieth of the training would still be half the random network it began as.
     """
+    first = MOMENTUM if momentum is None else momentum
     if not steps:
-        return lambda step: momentum
-    first = max(0.0, min(momentum, 1 - SHARE / steps))
+        return lambda step: first
+    if momentum is None:
+        first = max(0.0, min(first, 1 - SHARE / steps))
     return lambda step: 1 - (1 - first) * (math.cos(math.pi * min(step, steps) / steps) + 1) / 2

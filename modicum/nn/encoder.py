@@ -191,12 +191,16 @@ class Encoder(Tower):
         for name, used in (("keep", keep is not None), ("causal", causal)):
             if used:
                 self.require(name)
-        if not self.trunk.can & {"any_length", "padding"}:  # others take the real tokens alone for the whole row
+        count = tokens.x.shape[1]
+        if "any_length" not in self.trunk.can:
             tokens = filled(tokens, self.trunk.grid)
         options: dict[str, Any] = {"keep": keep} if keep is not None else {}
         if causal:
             options["causal"] = True
         out: Tokens = self.trunk(tokens, **options)
+        if count < tokens.x.shape[1] == out.x.shape[1]:  # what was filled in is no token of the batch
+            kept, mask = out.x[:, :count], None if out.mask is None else out.mask[:, :count]
+            out = out._replace(x=kept, mask=mask, grid=(count,))
         return Features(out.x, self._pooled(out), out.mask, out.grid, out.edges)
 
     def _pooled(self, out: Tokens) -> Tensor:

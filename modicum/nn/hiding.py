@@ -24,24 +24,35 @@ class Hiding(nn.Module):
     """
 
     def __init__(
-        self, encoder: Encoder, ratio: float, depth: int = 1, swap: float = 0.0, same: float = 0.0, name: str = "masked"
+        self,
+        encoder: Encoder,
+        ratio: float,
+        depth: int | None = None,
+        swap: float = 0.0,
+        same: float = 0.0,
+        name: str = "masked",
     ) -> None:
         super().__init__()
         trunk, embed = encoder.trunk, encoder.embed
-        if not 0 < ratio < 1 or min(swap, same) < 0 or swap + same > 1 or depth < 1:
+        if not 0 < ratio < 1 or min(swap, same) < 0 or swap + same > 1 or (depth is not None and depth < 1):
             raise UserError(
                 f"{name} wants 0 < ratio < 1, swap and same of at least 0 and together at most 1, depth >= 1; got "
                 f"{ratio=}, {swap=}, {same=}, {depth=}"
             )
         self.ratio, self.swap, self.same, self.ragged, self.fine = ratio, swap, same, embed.ragged, tuple(embed.grid)
         self.visible_only = "keep" in trunk.can and not embed.ragged and not swap and not same
+        if depth is not None and not self.visible_only:
+            raise UserError(
+                f"{name}(depth={depth}) is of the decoder that fills in hidden tokens where the trunk runs on the "
+                "visible ones alone, which it does not here: leave it out"
+            )
         # What is hidden is one cell of the coarsest grid on which there is more than one.
         self.grid = tuple(trunk.grid_out if math.prod(trunk.grid_out) > 1 else embed.grid)
         if not embed.ragged and math.prod(self.grid) < 2:
             raise UserError(f"{name} needs rows of at least two tokens: one is hidden and predicted from the others")
         self.width = max(32, trunk.dim_out // 2) if self.visible_only else trunk.dim_out
         if self.visible_only:
-            options = {"width": self.width, "depth": depth, "patch": 1}
+            options = {"width": self.width, "depth": depth or 1, "patch": 1}
             self.decoder = build("trunk", {"name": "transformer", "args": options}, dim=self.width, grid=self.grid)
             self.enter = nn.Linear(trunk.dim_out, self.width)
         self.blank: Any = None

@@ -52,14 +52,22 @@ class Joint(Objective):
 class Taught(Joint):
     """`Joint` with a teacher: the moving average of the encoder and of what `online` puts on it.
 
-    Its `momentum` rises to 1 along a cosine over the `steps` of the training (0: it stays as it is).
+    Its `momentum` (None: .99, or lower where the training is short) rises to 1 along a cosine over the `steps` of the
+    training (0: it stays as it is).
     """
 
     def __init__(
-        self, encoder: Tower, n: int, hidden: int, out: int, views: dict[str, Any] | None, momentum: float, steps: int
+        self,
+        encoder: Tower,
+        n: int,
+        hidden: int,
+        out: int,
+        views: dict[str, Any] | None,
+        momentum: float | None,
+        steps: int,
     ) -> None:
         super().__init__(encoder, n, hidden, out, views)
-        if not 0 <= momentum < 1 or steps < 0:
+        if not 0 <= (momentum or 0) < 1 or steps < 0:
             raise UserError(
                 f"{type(self).__name__.lower()} wants 0 <= momentum < 1 and steps >= 0; got {momentum=}, {steps=}"
             )

@@ -25,7 +25,7 @@ class BYOL(Taught):
     def __init__(
         self,
         encoder: Tower,
-        momentum: float = 0.99,
+        momentum: float | None = None,
         hidden: int = 256,
         out: int = 128,
         views: dict[str, Any] | None = None,

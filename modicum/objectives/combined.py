@@ -8,9 +8,12 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modicum.core.errors import UserError
-from modicum.core.spec import Make, build, text_of
+from modicum.core.spec import build, hinted, text_of
 from modicum.core.types import Batch, Corrupted, Objective
 from modicum.nn.encoder import Tower
+
+NEAREST = ("spread", "projected", "rank")
+"""Measures of which several terms' lowest, the nearest to a collapse, is told; others go by the term's name."""
 
 
 @final
@@ -30,8 +33,7 @@ class Combined(Objective):
             raise UserError(f"a sum wants weights above 0; got {text_of({'sum': terms})}")
         self.encoder, self.terms, self.context = encoder, terms, context or {}
         given: dict[str, Any] = {**self.context, "encoder": encoder}
-        hints = self.context.get("views", {})
-        given["views"] = Make(lambda own: {**hints, **(own["args"] if own else {})})
+        given["views"] = hinted(self.context.get("views", {}))
         self.parts = nn.ModuleList(build("objective", spec, **given) for _, spec in terms)
         self.uses_labels = any(part.uses_labels for part in self.parts)
         if any(part.roles for part in self.parts):
@@ -64,8 +66,11 @@ class Combined(Objective):
         metrics: dict[str, Tensor] = {}
         for label, (own, found) in zip(self.labels, outs, strict=True):
             metrics[f"{label} loss"] = own.detach()
-            for key, value in found.items():  # of several, the one nearest to a collapse
-                metrics[key] = torch.minimum(metrics[key], value) if key in metrics else value
+            for key, value in found.items():
+                if key in metrics and key in NEAREST:
+                    metrics[key] = torch.minimum(metrics[key], value)
+                else:
+                    metrics[f"{label} {key}" if key in metrics else key] = value
         assert isinstance(loss, Tensor)
         return loss, metrics
 

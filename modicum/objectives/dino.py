@@ -46,7 +46,7 @@ class DINO(Taught):
         student_temperature: float = 0.1,
         temperature: float = 0.04,
         centring: float = 0.9,
-        momentum: float = 0.99,
+        momentum: float | None = None,
         hidden: int = 256,
         out: int = 128,
         views: dict[str, Any] | None = None,

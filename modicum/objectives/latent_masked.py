@@ -23,15 +23,20 @@ class LatentMasked(Objective):
 
     What is hidden and how is as in `masked`: on visible tokens alone and a predictor of `depth` blocks where the trunk
     can (I-JEPA, Assran et al. 2023, here with single cells), else in place (data2vec, Baevski et al. 2022). A trunk
-    that gives one token a row predicts that. The teacher is the encoder's moving average; its `momentum` rises to 1
-    along a cosine over the `steps` of the training (0: it stays).
+    that gives one token a row predicts that. The teacher is the encoder's moving average; its `momentum` (None: .99, or
+    lower where the training is short) rises to 1 along a cosine over the `steps` of the training (0: it stays).
     """
 
     def __init__(
-        self, encoder: Encoder, ratio: float = 0.5, depth: int = 1, momentum: float = 0.99, steps: int = 0
+        self,
+        encoder: Encoder,
+        ratio: float = 0.5,
+        depth: int | None = None,
+        momentum: float | None = None,
+        steps: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= momentum < 1 or steps < 0:
+        if not 0 <= (momentum or 0) < 1 or steps < 0:
             raise UserError(f"latent_masked wants 0 <= momentum < 1 and steps >= 0; got {momentum=}, {steps=}")
         self.encoder, self.ratio, self.depth, self.momentum, self.steps = encoder, ratio, depth, momentum, steps
         self.hiding = Hiding(encoder, ratio, depth, name="latent_masked")
@@ -44,11 +49,13 @@ class LatentMasked(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         seen, x = self.hiding(self.encoder, corrupted)
         with torch.no_grad():
-            wanted = widened(self.teacher.module(corrupted["batch"]).tokens)
-            wanted = F.layer_norm(wanted, wanted.shape[-1:])
+            taught = self.teacher.module(corrupted["batch"])
+            wanted = F.layer_norm(widened(taught.tokens), taught.tokens.shape[-1:])
         found, hide = widened(self.predictor(x)), corrupted["hide"]
         if hide.shape == found.shape[:2]:
             found, wanted = found[hide], wanted[hide]
+        elif taught.mask is not None:  # padding is no token to predict
+            found, wanted = found[taught.mask], wanted[taught.mask]
         return F.smooth_l1_loss(found, wanted), spread(seen.pooled[:128])
 
     def after_step(self, step: int) -> None:

@@ -20,7 +20,7 @@ class Masked(Objective):
     """Predict a share `ratio` of each row's tokens, hidden on the trunk's output grid; mean error over them.
 
     Where the trunk can run on the visible tokens alone (`keep`) and rows are not ragged, it does, and a transformer of
-    `depth` blocks, half as wide, rebuilds the hidden ones, as in MAE. Elsewhere hidden tokens are replaced: by one
+    `depth` blocks (1), half as wide, rebuilds the hidden ones, as in MAE. Elsewhere hidden tokens are replaced: by one
     learned vector (a text's own mask token), but a share `swap` of them by other real tokens of the batch and a share
     `same` not at all (BERT: ratio=.15, swap=.1, same=.1), and every token is predicted from its own place. With
     `normalise` what is predicted of each hidden cell has mean 0 and variance 1 within it, as MAE's patches may; only
@@ -33,7 +33,7 @@ class Masked(Objective):
         ratio: float = 0.5,
         swap: float = 0.0,
         same: float = 0.0,
-        depth: int = 1,
+        depth: int | None = None,
         normalise: bool = False,
     ) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class MoCo(Taught):
         encoder: Tower,
         queue: int = 4096,
         temperature: float = 0.2,
-        momentum: float = 0.99,
+        momentum: float | None = None,
         hidden: int = 256,
         out: int = 128,
         views: dict[str, Any] | None = None,

@@ -46,9 +46,11 @@ class Pairs(Objective):
 
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         pooled = self.encoder(corrupted["views"]).pooled
-        a, b = self.head(pooled).view(2, -1, self.out)
+        z = self.head(pooled)
+        a, b = z.view(2, -1, self.out)
         similar = corrupted["similar"].view(2, -1)[0]  # every row of a pair has it
-        return margin_pairs(a, b, similar, self.margin), spread(pooled[:128])
+        metrics = {**spread(pooled[:128]), "projected": spread(z[:128])["spread"]}
+        return margin_pairs(a, b, similar, self.margin), metrics
 
     def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}

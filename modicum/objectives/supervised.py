@@ -25,6 +25,7 @@ class Supervised(Objective):
     """
 
     uses_labels = True
+    only_asked = ("views",)
 
     def __init__(
         self,

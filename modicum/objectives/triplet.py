@@ -30,15 +30,19 @@ class Triplet(Objective):
         self,
         encoder: Tower,
         margin: float | None = 0.2,
-        mining: str = "semi-hard",
+        mining: str | None = None,
         hidden: int = 256,
         out: int = 128,
         views: dict[str, Any] | None = None,
         from_file: bool = False,
     ) -> None:
         super().__init__()
-        if mining not in HOW:
+        if mining is not None and mining not in HOW:
             raise unknown("mining", mining, HOW)
+        if mining is not None and from_file:
+            raise UserError(
+                f"triplet(mining='{mining}') chooses among labelled rows; --triplets gives them: leave it out"
+            )
         if min(hidden, out) < 1 or (margin is not None and margin < 0):
             raise UserError(
                 f"triplet wants margin >= 0 or None, hidden and out of at least 1; got {margin=}, {hidden=}, {out=}"
@@ -64,16 +68,18 @@ class Triplet(Objective):
     def forward(self, corrupted: Corrupted) -> tuple[Tensor, dict[str, Tensor]]:
         pooled = self.encoder(corrupted["views"]).pooled
         z = F.normalize(self.head(pooled).float(), dim=1)
+        metrics = {**spread(pooled[:128]), "projected": spread(z[:128])["spread"]}
         if self.from_file:
             anchor, positive, negative = z.view(3, -1, self.out)
-            return triplet(anchor, positive, negative, self.margin), spread(pooled[:128])
+            loss = triplet(anchor, positive, negative, self.margin)
+            return loss, {"triplets": torch.ones_like(loss.detach()), **metrics}
         known = corrupted["target"] >= 0
         z, labels, drawn = z[known], corrupted["target"][known], corrupted["drawn"][known]
-        found = mine(z, labels, self.mining, drawn)
+        found = mine(z, labels, self.mining or "semi-hard", drawn)
         # Anchors without a fitting negative count 0, so that the loss is a mean over the labelled rows.
         share = len(found.anchor) / max(1, len(z))
         loss = triplet(z[found.anchor], z[found.positive], z[found.negative], self.margin) * share
-        return loss + 0 * z.sum(), {"triplets": loss.new_tensor(share), **spread(pooled[:128])}
+        return loss + 0 * z.sum(), {"triplets": z.new_tensor(share), **metrics}
 
     def encoders(self) -> dict[str, Tower]:
         return {"encoder": self.encoder}

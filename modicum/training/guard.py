@@ -14,7 +14,7 @@ class Diverged(UserError):
 
 
 class Guard:
-    """Watches the logged rows {"step", "loss", "rank", "spread", "lr", "projected"} of one run of `steps`."""
+    """Watches the logged rows {"step", "loss", "lr", "rank", "spread", "projected", "triplets"} of a run of `steps`."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.warned = steps, False
@@ -43,7 +43,14 @@ class Guard:
             raise Diverged(
                 f"the projections collapsed at step {step}: what the loss compares is nearly the same for every row "
                 f"(spread {row['projected']:.2g}), so nothing more is learned. Lower --lr, raise the batch, or give "
-                "the objective more to keep rows apart (vicreg: variance, covariance; byol, dino: a momentum nearer 1)"
+                "the objective more to keep rows apart (vicreg: variance, covariance; byol, dino: a momentum nearer 1; "
+                "triplet: mining='semi-hard'; pairs: a larger margin)"
+            )
+        # Hard triplets first draw everything together and may come apart again; half the training is patience enough.
+        if "triplets" in row and row.get("projected", 1.0) < 0.1 and step >= self.steps / 2:
+            raise Diverged(
+                f"the triplets are stuck at step {step}: all distances are nearly equal and far below a margin (spread "
+                f"{row['projected']:.2g}), so the loss stays at it. Use mining='semi-hard' or lower --lr"
             )
         if row["rank"] < 1.5 and step >= self.steps / 4 and not self.warned:
             self.warned = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -54,16 +55,16 @@ def read_tuples(
             f"{path}: no column {', '.join(missing)}; wanted {', '.join(wanted)}, found {', '.join(table.column_names)}"
         )
     index, bad = _numbers(table, roles, data)
-    same = np.zeros(len(index), bool)
-    for k in range(1, len(roles)):
-        same |= (index[:, 0] == index[:, k]) & (index[:, 0] >= 0)
-    bad |= {int(i): f"{roles[0]} is the same row as another" for i in np.flatnonzero(same)}
+    for j, k in combinations(range(len(roles)), 2):
+        same = (index[:, j] == index[:, k]) & (index[:, j] >= 0)
+        bad |= {int(i): f"{roles[j]} and {roles[k]} are the same row" for i in np.flatnonzero(same)}
     similar = None
     if len(roles) == 2:
         words = [str(v).lower() for v in table.column("similar").to_pylist()]
         truth = {"1": 1, "1.0": 1, "true": 1, "0": 0, "0.0": 0, "false": 0}
         similar = np.array([truth.get(word, -1) for word in words], np.int64)
         bad |= {int(i): f"similar is '{words[i]}', neither 1 nor 0" for i in np.flatnonzero(similar < 0)}
+        bad |= {i: why for i, why in _contradictions(index, similar).items() if i not in bad}
     if bad:
         first = "; ".join(f"row {i + 1}: {bad[i]}" for i in sorted(bad)[:3])
         if not skip_bad:
@@ -86,6 +87,17 @@ def read_tuples(
             "would fall together or apart"
         )
     return Tuples(source, index[usable], None if similar is None else similar[usable], int(usable.sum()))
+
+
+def _contradictions(index: np.ndarray, similar: np.ndarray) -> dict[int, str]:
+    """By row of the file, pairs of which an earlier row says the opposite, in this order or the other."""
+    first: dict[tuple[int, int], int] = {}
+    out: dict[int, str] = {}
+    for i, (a, b) in enumerate(np.sort(index, 1).tolist()):
+        before = first.setdefault((a, b), i)
+        if a >= 0 and similar[before] >= 0 and similar[i] == 1 - similar[before]:
+            out[i] = f"similar is {similar[i]}, and {similar[before]} of the same pair in row {before + 1}"
+    return out
 
 
 def _numbers(table: pa.Table, roles: tuple[str, ...], data: Data) -> tuple[np.ndarray, dict[int, str]]:

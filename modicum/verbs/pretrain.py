@@ -18,7 +18,7 @@ import torch
 from modicum.core import seeds
 from modicum.core.device import choose_device, precision
 from modicum.core.errors import UserError, Warned
-from modicum.core.spec import Make, Spec, build, parse, spec, text_of
+from modicum.core.spec import Spec, build, hinted, parse, spec, text_of
 from modicum.core.types import Input, Objective, Packed, Source, Step
 from modicum.datasets.data import Data, Labels, address, open_data
 from modicum.model import load
@@ -221,9 +221,8 @@ def _job(
     context = {"steps": steps, "from_file": tuples is not None, **_outputs(labels, rows.train)}
 
     def make() -> Objective:
-        # The data's hints on views, under the user's own options.
-        views = Make(lambda given: {**data.views, **(given["args"] if given else {})})
-        made: Objective = build("objective", goal, encoder=start.origin.make(input), views=views, **context)
+        encoder = start.origin.make(input)
+        made: Objective = build("objective", goal, encoder=encoder, views=hinted(data.views), **context)
         return made
 
     if start.origin.input is None and not start.origin.trained:
@@ -233,7 +232,8 @@ def _job(
     if objective.uses_labels and asked["transductive"]:
         raise UserError(f"--transductive shows the test rows without labels; {text_of(goal)} would learn theirs")
     if objective.uses_labels and (labels is None or not labels.known[rows.train].any()):
-        raise UserError(f"{text_of(goal)} needs labels of at least some rows: name their column with --label")
+        file = ", or give --triplets FILE" if goal.get("name") == "triplet" else ""
+        raise UserError(f"{text_of(goal)} needs labels of at least some rows: name their column with --label{file}")
     return Job(objective, packed, kept, rows, labels, device, {**plan, "steps": steps}, start, tuples)
 
 
