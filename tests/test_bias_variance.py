@@ -11,10 +11,13 @@ import small
 
 from modicum import Run
 from modicum.core.errors import UserError, Warned
-from modicum.diagnostics._decompose import disjoint
+from modicum.diagnostics import _decompose_words as words
+from modicum.diagnostics._decompose import Size, disjoint
 from modicum.diagnostics._finding import Finding
 from modicum.diagnostics._rows import given
 from modicum.diagnostics.bias_variance import bias_variance
+from modicum.maths.decomposition import Sums
+from modicum.maths.intervals import Interval
 from modicum.verbs.diagnose import diagnose
 
 LINEAR: dict[str, Any] = {"encoder": "mlp(depth=0)", "batch": 400, "lr": 0.1}
@@ -109,6 +112,7 @@ def test_the_lower_end_is_refused_where_training_has_not_converged() -> None:
     assert not bracket(found, "training loss")
     assert len(bracket(found, "training loss, not converged")) == 3
     assert "no lower end to" in found.words
+    assert "at most its test loss" in str(found.charts["bracket"].to_dict())
     assert "raise --steps" in found.words
     assert "With 2 splits the intervals of bias and variance are over test rows only" in found.words
 
@@ -133,6 +137,31 @@ def test_a_converged_linear_model_has_the_loss_of_least_squares_as_its_lower_end
         y = rows.labels.values[part]
         exact.append(np.square(x @ np.linalg.lstsq(x, y, rcond=None)[0] - y).mean())
     assert low[found.facts["n"]] == pytest.approx(np.mean(exact), rel=1e-2)
+
+
+def size(trained: float, lower: float, test: float) -> Size:
+    made = Size(50, Sums(3), np.full((2, 1), trained), [(trained, lower)])
+    made.test = Interval(test, test, test)
+    return made
+
+
+def test_what_is_tolerated_as_converged_is_taken_off_the_lower_end() -> None:
+    """Where test loss is large, two per cent of it may be more than the best there is."""
+    assert size(0.05, 0.0, 3.0).converged
+    assert size(0.05, 0.0, 3.0).train.mean == 0
+    assert not size(0.05, 0.0, 2.0).converged
+    assert size(0.05, 0.0, 2.0).train.mean == 0.05
+
+
+def test_a_polish_that_fails_is_no_proof_of_convergence() -> None:
+    failed = size(0.05, float("nan"), 3.0)
+    assert not failed.converged
+    assert "strays to a loss that is not finite at n = 50" in words.reach([failed], given("digits"), "mlp()", 0.0)
+
+
+def test_linear_models_are_known_however_they_are_written() -> None:
+    assert all(map(words.convex, ("mlp(depth=0)", "mlp:depth=0", "mlp(norm='none', depth=0)")))
+    assert not any(map(words.convex, ("mlp(depth=1)", "mlp()", "convnet(width=8)")))
 
 
 def test_noisy_labels_cost_but_are_not_what_is_tested_on() -> None:

@@ -11,7 +11,7 @@ from scipy.special import softmax, stdtrit
 from modicum.core import seeds
 from modicum.core.errors import UserError
 from modicum.diagnostics._matrix import noisy
-from modicum.diagnostics._polish import polished
+from modicum.diagnostics._polish import evaluations, polished
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Loss, Sums
 from modicum.maths.intervals import Interval
@@ -69,7 +69,7 @@ class Truth:
 class Size:
     """Models on n rows of a split each: training loss by split (splits, seeds), test sums.
 
-    `polished` (k, 2): training loss of some of the models, as trained and as L-BFGS goes on to lower it.
+    `polished` (k, 2): training loss of some of the models, as trained and as L-BFGS lowers it (NaN: it failed).
     """
 
     n: int
@@ -80,8 +80,12 @@ class Size:
 
     @property
     def train(self) -> Interval:
-        """The mean training loss with its interval over splits."""
+        """The mean training loss with its interval over splits; where it has converged, less what L-BFGS still gained.
+
+        Without that what is tolerated as converged could lie above the loss that it is to be a lower bound of.
+        """
         each = self.end.mean(1)
+        each = np.maximum(each - self.left, 0.0) if self.converged else each
         width = float(stdtrit(len(each) - 1, 0.975)) * each.std(ddof=1) / np.sqrt(len(each))
         return Interval(float(each.mean()), float(each.mean() - width), float(each.mean() + width), "splits")
 
@@ -93,6 +97,7 @@ class Size:
 
     @property
     def converged(self) -> bool:
+        """Whether L-BFGS gains next to nothing; not so where it fails, which says nothing."""
         return self.left <= STILL * self.test.mean
 
 
@@ -216,6 +221,7 @@ def _read(reading: Reading, test: np.ndarray, places: list[tuple[Size, int, int,
         size.end[split, k] = loss[i]
         size.sums.add(z[i : i + 1], [split], [initial])
         if len(size.polished) < POLISHED and k == 0:
-            stack = reading.stack
-            lower = polished(reading.member(i), stack.work, stack.members[i])
-            size.polished.append((loss[i], min(loss[i], lower)))
+            work, own = reading.stack.work, reading.stack.members[i]
+            targets = work.targets[own.rows] if own.targets is None else own.targets
+            lower = polished(reading.member(i), work, own.rows, targets, evaluations(own))
+            size.polished.append((loss[i], float(np.minimum(loss[i], lower))))

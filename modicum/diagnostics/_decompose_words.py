@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from modicum.core.spec import parse
 from modicum.diagnostics._decompose import STILL, Design, Size, Truth
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Decomposition, Spread
@@ -122,14 +123,28 @@ def reach(sizes: Sequence[Size], rows: Given, spec: str, noise: float) -> str:
             f" So at n = {last.n:,} estimation error, which more rows do lower, is at most "
             f"{last.test.mean - last.train.mean:.3g}."
         )
-    if not spec.replace(" ", "").startswith("mlp(depth=0") and any(s.converged for s in sizes):
+    if not convex(spec) and any(s.converged for s in sizes):
         said += " The lower end takes it that training found the lowest loss of all, which a network may miss."
-    if lost := [s for s in sizes if not s.converged]:
-        worst = max(lost, key=lambda s: s.left)
-        trained, lower = np.mean(worst.polished, axis=0)
-        said += (
-            f" It is refused where training has not converged: full-batch L-BFGS, going on from {len(worst.polished)} "
-            f"of the models, still lowers the training loss by more than {STILL:.0%} of the test loss; at "
-            f"n = {worst.n:,} from {trained:.3g} to {lower:.3g}: raise --steps, or --lr."
-        )
-    return said
+    return said + _refused([s for s in sizes if not s.converged])
+
+
+def convex(spec: str) -> bool:
+    """Whether a trunk has no layer of its own, so that the model is linear and its lowest training loss is found."""
+    made = parse(spec, "encoder")
+    return bool(made.get("name") == "mlp" and made["args"].get("depth") == 0)
+
+
+def _refused(lost: Sequence[Size]) -> str:
+    """Why some sizes have no lower end."""
+    if not lost:
+        return ""
+    worst = max(lost, key=lambda s: s.left if s.left == s.left else math.inf)
+    trained, lower = np.mean(worst.polished, axis=0)
+    models = f"full-batch L-BFGS, going on from {len(worst.polished)} of the models"
+    if math.isnan(lower):
+        said = f"{models}, strays to a loss that is not finite at n = {worst.n:,}, so that nothing is known: lower --lr"
+        return f" It is refused where {said}."
+    return (
+        f" It is refused where training has not converged: {models}, still lowers the training loss by more than "
+        f"{STILL:.0%} of the test loss; at n = {worst.n:,} from {trained:.3g} to {lower:.3g}: raise --steps, or --lr."
+    )

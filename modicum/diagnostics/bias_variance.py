@@ -183,7 +183,8 @@ def _curve(sizes: Sequence[Size], truth: Truth, rows: Given, spec: str) -> Any:
             {"n": s.n, "loss": best, "low": best, "high": best, "of": "best there can be (known)"} for s in sizes
         ]
     name = "cross-entropy" if rows.classes else "squared loss"
-    heading = f"{rows.data.name}: the best of {spec} is between test and training loss"
+    both = "between test and training loss" if any(s.converged for s in sizes) else "at most its test loss"
+    heading = f"{rows.data.name}: the best of {spec} is {both}"
     title = ("training rows", name)
     return lines(points, "n", "loss", by="of", band=("low", "high"), title=title, heading=heading, log="x")
 
