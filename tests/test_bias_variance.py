@@ -12,7 +12,7 @@ import small
 from modicum import Run
 from modicum.core.errors import UserError, Warned
 from modicum.diagnostics import _decompose_words as words
-from modicum.diagnostics._decompose import Size, disjoint
+from modicum.diagnostics._decompose import Size, disjoint, overlap, subsamples
 from modicum.diagnostics._finding import Finding
 from modicum.diagnostics._rows import given
 from modicum.diagnostics.bias_variance import bias_variance
@@ -209,6 +209,29 @@ def test_splits_are_disjoint_and_stratified_and_keep_groups_whole(tmp_path: Path
     assert np.array_equal(np.sort(np.concatenate(parts)), np.sort(rows.train))
 
 
+def test_subsamples_are_disjoint_where_they_can_be_and_hold_every_class() -> None:
+    rows = given("digits")
+    for samples, shared in ((200, False), (900, True)):
+        parts = subsamples(rows, 4, samples, 0, None)
+        assert [len(np.unique(p)) for p in parts] == [samples] * 4, "no row twice: no bootstrap"
+        assert overlap(parts) == shared
+        counts = np.array([np.bincount(rows.labels.values[p], minlength=10) for p in parts])
+        assert counts.min() > 0
+        assert np.ptp(counts, 0).max() <= 1
+    assert not np.array_equal(parts[0], parts[1])
+
+
+def test_overlapping_subsamples_say_that_variance_is_understated() -> None:
+    how: dict[str, Any] = {"limit": 110, "splits": 2, "seeds": 1, "steps": 4}
+    apart, shared = (bias_variance("digits", samples=n, **how) for n in (50, 60))
+    assert "2 disjoint parts of the 110" in apart.words
+    assert apart.facts["disjoint"]
+    assert "2 subsamples of the 110" in shared.words
+    assert "trained on n = 60 rows" in shared.words
+    assert "understated, by about 55% of itself" in shared.words
+    assert (shared.facts["disjoint"], shared.facts["n"]) == (False, 60)
+
+
 def test_bad_input(tmp_path: Path) -> None:
     def error(message: str, data: Any = "digits", **how: Any) -> None:
         with pytest.raises(UserError, match=message):
@@ -217,7 +240,10 @@ def test_bad_input(tmp_path: Path) -> None:
     error("--splits 1: .* at least 2 sets of training rows", splits=1)
     error("--seeds 0, --steps 4: wanted at least 1 and 2", seeds=0)
     error("--steps 1:", steps=1)
-    error("1257 training rows in --splits 1000: a model needs at least 2 rows; ask for fewer", splits=1000)
+    error(
+        "1257 training rows in --splits 1000: a model needs at least 2 rows; ask for at most --splits 628, or",
+        splits=1000,
+    )
     error("--label-noise 1.5", label_noise=1.5)
     error("--label-noise -1", label_noise=-1, teacher=True)
     error("unknown --loss 'hinge'; valid: ", loss="hinge")
@@ -225,7 +251,16 @@ def test_bad_input(tmp_path: Path) -> None:
     error("unknown trunk 'mlpp'", encoder="mlpp()")
     labels = ["rare"] * 3 + ["a"] * 60 + ["b"] * 57
     path = table(tmp_path / "rare.csv", label=labels)
-    error(r"class rare is missing from split \d of 4 \(it has 2 training row\(s\)\): ask for fewer --splits", path)
+    error(
+        r"--splits 4: class rare \(2 training row\(s\)\) would be missing .*: ask for at most --splits 2, label", path
+    )
+    patients = ["r", "s", "s", *(f"p{k % 9}" for k in range(117))]
+    path = table(tmp_path / "g.csv", label=labels, patient=patients)
+    error(r"class rare is missing from split \d of 2 ", path, group="patient", splits=2)
+    error("--samples 50 divides the groups of --group patient", path, group="patient", samples=50)
+    error("--samples 5000: wanted at least 10 .* fewer than the 1257 training rows", samples=5000)
+    error("--samples 0: wanted at least 10", samples=0)
+    error("--samples 9: wanted at least 10", samples=9)
     path = table(tmp_path / "groups.csv", patient=[k % 3 for k in range(120)])
     error("2 group.s. of training rows for --splits 4", path, group="patient")
     path = table(tmp_path / "infinite.csv", num=[float("inf") if k == 7 else float(k) for k in range(120)])

@@ -17,16 +17,25 @@ TITLE = {"squared": "squared loss", "cross-entropy": "cross-entropy", "zero-one"
 SOURCES = {"data": "which rows they saw", "initialisation": "which start they had", "interaction": "both together"}
 
 
-def setting(rows: Given, design: Design, size: Size, noise: float, truth: Truth) -> str:
-    """What was trained on how many rows, and what the intervals cover."""
+def setting(rows: Given, design: Design, size: Size, noise: float, truth: Truth, shared: bool) -> str:
+    """What was trained on how many rows, and what the intervals cover; `shared`: whether parts overlap."""
     where = "a head on a run's frozen features, " if rows.model is not None else ""
     starts = "one initialisation" if design.seeds == 1 else f"the same {design.seeds} initialisations"
+    parts = "subsamples of" if shared else "disjoint parts of"
     said = (
-        f"{design.splits * design.seeds} models ({where}{design.encoder}) were trained on {design.splits} disjoint "
-        f"parts of the {len(rows.train):,} training rows of {rows.data.name}, {starts} each, and tested on "
+        f"{design.splits * design.seeds} models ({where}{design.encoder}) were trained on {design.splits} {parts} "
+        f"the {len(rows.train):,} training rows of {rows.data.name}, {starts} each, and tested on "
         f"{len(rows.test):,} rows. So all that follows is about models trained on n = {size.n:,} rows; 95 % intervals "
         "[...] are over the choice of training and of test rows."
     )
+    if rows.classes:
+        said += " Every part has the classes in their shares, so that those make no variance."
+    if shared:
+        share = size.n / len(rows.train)
+        said += (
+            f" The subsamples overlap, so models are more alike than on fresh rows: variance from which rows they saw "
+            f"is understated, by about {share:.0%} of itself, bias overstated by as much, and intervals are too narrow."
+        )
     if truth.known:
         said += " All labels are drawn from a model of this very kind, so that the truth is known and noise is apart."
     elif noise:

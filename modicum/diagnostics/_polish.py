@@ -53,10 +53,10 @@ def polished(model: Supervised, work: Work, rows: np.ndarray, targets: np.ndarra
                 if work.classes
                 else (z[:, 0] - (own - shift) / scale).square().sum()
             ) / len(rows)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             total, start = total + loss.item(), start + len(z)
         lowest = float(np.minimum(lowest, total)) if math.isfinite(total) else math.nan  # NaN stays
         return total
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return lowest * (1.0 if work.classes else scale**2)

@@ -14,7 +14,7 @@ import numpy as np
 from modicum.core.errors import UserError, unknown
 from modicum.core.seeds import numpy as generator
 from modicum.diagnostics import _decompose_words as words
-from modicum.diagnostics._decompose import Design, Size, Truth, disjoint, given_labels, taught
+from modicum.diagnostics._decompose import Design, Size, Truth, disjoint, given_labels, overlap, subsamples, taught
 from modicum.diagnostics._decompose import run as trained
 from modicum.diagnostics._finding import COLOURS, Finding, lines
 from modicum.diagnostics._rows import Given, given
@@ -31,6 +31,10 @@ NAMES = {
     "help": "variance: where it is wrong",
 }
 
+OPTIONS = {
+    "samples": "Rows of each part, not as many as fit; where there are too few, parts are subsamples that overlap."
+}
+
 
 def bias_variance(
     data: Any = "digits",
@@ -40,6 +44,7 @@ def bias_variance(
     run: str | Path | Run | None = None,
     splits: int = 4,
     seeds: int = 2,
+    samples: int | None = None,
     teacher: bool = False,
     label_noise: float = 0.0,
     steps: int = 800,
@@ -54,10 +59,11 @@ def bias_variance(
     """Decompose the test loss into bias and variance, without bias and with intervals, and bracket the best in reach.
 
     Models are trained by AdamW without weight decay on `splits` disjoint parts of the training rows x `seeds`
-    initialisations; the n that is decomposed is that of a part. `loss`: cross-entropy (default for classes), squared,
-    zero-one, several with commas between, or all. With `run`, the encoder (default linear) is a head on its frozen
-    features. `label_noise`: the share of training labels that is redrawn. With `teacher`, rows are relabelled by a
-    trained model of the same encoder, so that the best there can be is known and noise is apart.
+    initialisations, with the classes in their shares; the n that is decomposed is that of a part. `samples`: its rows;
+    too many for disjoint parts make them overlap, which understates variance. `loss`: cross-entropy (default for
+    classes), squared, zero-one, several with commas between, or all. With `run`, the encoder (default linear) is a head
+    on its frozen features. `label_noise`: the share of training labels that is redrawn. With `teacher`, rows are
+    relabelled by a trained model of the same encoder, so that the best there can be is known and noise is apart.
     """
     began = time.perf_counter()
     spec = encoder or ("mlp(width=64, depth=1, norm='none')" if run is None else "mlp(depth=0)")
@@ -65,7 +71,9 @@ def bias_variance(
     rows = given(data, run=run, label=label, split=split, group=group, limit=limit, most_tests=5000, seed=seed)
     losses = _losses(loss, rows)
     rows = replace(rows, test=_fewer(rows, design))
-    parts = disjoint(rows, splits, seed, group)
+    parts = (
+        subsamples(rows, splits, samples, seed, group) if samples is not None else disjoint(rows, splits, seed, group)
+    )
     work = rows.work()
     truth = taught(rows, work, design, label_noise) if teacher else given_labels(rows, label_noise, seed)
     sizes = trained(rows, work, truth, design, parts)
@@ -76,7 +84,11 @@ def bias_variance(
     table += [row for size in sizes for row in _ends(size, rows)]
     charts = {"decomposition": _dots(found, rows, sizes[-1].n), "bracket": _curve(sizes, truth, rows, spec)}
     by = _losses(None, rows)[0]  # what they were trained by
-    said = [words.setting(rows, design, sizes[-1], label_noise, truth), *(words.decomposed(d, rows) for d in found)]
+    shared = overlap(parts)
+    said = [
+        words.setting(rows, design, sizes[-1], label_noise, truth, shared),
+        *(words.decomposed(d, rows) for d in found),
+    ]
     said += [words.runs(spread, len(rows.test))] if spread else []
     if teacher:
         said.append(words.known(sums.decompose(truth.targets[rows.test], by), sizes[-1], truth))
@@ -84,7 +96,15 @@ def bias_variance(
         said.append(words.reach(sizes, rows, spec, label_noise))
     facts = {
         **{"n": sizes[-1].n, "training rows": len(rows.train), "test rows": len(rows.test)},
-        **{"splits": splits, "seeds": seeds, "encoder": spec, "steps": steps, "batch": batch, "lr": lr},
+        **{
+            "splits": splits,
+            "disjoint": not shared,
+            "seeds": seeds,
+            "encoder": spec,
+            "steps": steps,
+            "batch": batch,
+            "lr": lr,
+        },
         **{"label noise": label_noise, "teacher": teacher},
         "warnings": {d.kind: d.warning for d in found if d.warning},
         "medians": {d.kind: d.medians for d in found},
