@@ -12,8 +12,9 @@ import small
 from modicum import Run
 from modicum.core.errors import UserError, Warned
 from modicum.diagnostics import _decompose_words as words
-from modicum.diagnostics._decompose import Size, disjoint, overlap, subsamples
+from modicum.diagnostics._decompose import Size
 from modicum.diagnostics._finding import Finding
+from modicum.diagnostics._parts import disjoint, overlap, subsamples
 from modicum.diagnostics._rows import given
 from modicum.diagnostics.bias_variance import bias_variance
 from modicum.maths.decomposition import Sums
@@ -83,7 +84,7 @@ def test_a_convex_model_owes_nothing_to_its_initialisation() -> None:
 
 
 def test_the_bracket_holds_a_truth_that_is_known() -> None:
-    found = bias_variance("digits", teacher=True, label_noise=0.3, limit=600, splits=3, seeds=1, steps=250, **LINEAR)
+    found = bias_variance("digits", teacher="same", label_noise=0.3, limit=600, splits=3, seeds=1, steps=250, **LINEAR)
     own = values(found, "cross-entropy")
     assert own["noise"] + own["bias"] + own["variance"] == pytest.approx(own["loss"], abs=1e-12)
     low, high = bracket(found, "training loss"), bracket(found, "test loss")
@@ -94,17 +95,51 @@ def test_the_bracket_holds_a_truth_that_is_known() -> None:
     assert f"whose own cross-entropy is {own['noise']:.3g}, all noise" in found.words
     said = float(found.words.rpartition("estimation error: ")[2].split()[0])
     assert said == pytest.approx(excess, abs=0.06)
-    clean = bias_variance("digits", teacher=True, limit=600, splits=3, seeds=1, steps=60, loss="all", **LINEAR)
+    clean = bias_variance("digits", teacher="same", limit=600, splits=3, seeds=1, steps=60, loss="all", **LINEAR)
     assert values(clean, "zero-one").get("noise", 0) < 0.05 < 0.25 < own["noise"]
 
 
 def test_a_teacher_of_numbers_has_the_noise_asked_for() -> None:
-    found = bias_variance("diabetes", teacher=True, label_noise=0.5, splits=3, seeds=1, steps=120, **LINEAR)
+    found = bias_variance("diabetes", teacher="same", label_noise=0.5, splits=3, seeds=1, steps=120, **LINEAR)
     low, high = bracket(found, "training loss"), bracket(found, "test loss")
     n = found.facts["n"]
     noise = float(found.words.partition("whose own squared loss is ")[2].partition(",")[0])
     assert low[n] < noise < high[n]
     assert values(found, "squared")["loss"] < high[n] - 0.5 * noise, "the decomposition is against the truth without it"
+
+
+def bounds(found: Finding) -> dict[str, float]:
+    return {r["part"]: r["value"] for r in found.rows if "error, at" in r["part"]}
+
+
+@pytest.mark.parametrize("data", ["digits", "diabetes"])
+def test_a_linear_student_cannot_come_near_a_nonlinear_teacher(data: str) -> None:
+    how: dict[str, Any] = {"label_noise": 0.1, "splits": 2, "seeds": 1, "limit": 600, "steps": 300, **LINEAR}
+    found = bias_variance(data, teacher="mlp(width=32, depth=2, norm='none')", **how)
+    own = bounds(found)
+    least, most = own["approximation error, at least"], own["approximation error, at most"]
+    excess = bracket(found, "bias")[found.facts["n"]] + bracket(found, "variance")[found.facts["n"]]
+    assert 0 < least < most < excess
+    assert own["estimation error, at least"] == pytest.approx(excess - most, rel=1e-6)
+    assert least > 0.01 * excess
+    assert "is at most" in found.words
+    assert "at least" in found.words
+    assert "which more rows lower, and at most" in found.words
+    assert "another kind, mlp(width=32, depth=2, norm='none')" in found.words
+    assert "best student, at least" in str(found.charts["bracket"].to_dict())
+
+
+def test_the_best_linear_student_of_a_linear_teacher_has_no_approximation_error() -> None:
+    """Written in another way, so that it is measured; the same encoder is 0 by construction."""
+    how: dict[str, Any] = {"label_noise": 0.5, "splits": 3, "seeds": 1, "steps": 120, **LINEAR}
+    found = bias_variance("diabetes", teacher="mlp(depth=0, width=7)", **how)
+    own, excess = bounds(found), values(found, "squared")["loss"]
+    assert own["approximation error, at least"] == pytest.approx(0, abs=1e-3 * excess)
+    assert own["approximation error, at most"] == pytest.approx(0, abs=1e-3 * excess)
+    assert own["estimation error, at least"] == pytest.approx(excess, rel=1e-3)
+    same = bias_variance("diabetes", teacher="mlp:depth=0", **how)
+    assert not bounds(same)
+    assert "Approximation error is exactly 0" in same.words
 
 
 def test_the_lower_end_is_refused_where_training_has_not_converged() -> None:
@@ -245,9 +280,10 @@ def test_bad_input(tmp_path: Path) -> None:
         splits=1000,
     )
     error("--label-noise 1.5", label_noise=1.5)
-    error("--label-noise -1", label_noise=-1, teacher=True)
+    error("--label-noise -1", label_noise=-1, teacher="same")
     error("unknown --loss 'hinge'; valid: ", loss="hinge")
     error("--loss zero-one is for classes; the label of diabetes is a number", "diabetes", loss="zero-one")
+    error("unknown trunk 'mlpp'", teacher="mlpp()")
     error("unknown trunk 'mlpp'", encoder="mlpp()")
     labels = ["rare"] * 3 + ["a"] * 60 + ["b"] * 57
     path = table(tmp_path / "rare.csv", label=labels)

@@ -5,18 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import softmax, stdtrit
+from scipy.special import stdtrit
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
-from modicum.diagnostics._matrix import noisy
 from modicum.diagnostics._polish import evaluations, polished
 from modicum.diagnostics._rows import Given
 from modicum.maths.decomposition import Loss, Sums
 from modicum.maths.intervals import Interval
 from modicum.training.many import Member, Reading, train
-from modicum.training.rows import codes
 from modicum.training.splits import few
 from modicum.training.work import Work
 
@@ -56,13 +53,14 @@ class Design:
 class Truth:
     """Labels (rows,) that models are trained on, and what they are compared with: targets (rows,) or (rows, classes).
 
-    `noise` is the variance of the labels of numbers around the targets; `known`: whether a teacher made the targets.
+    `noise` is the variance of the labels of numbers around the targets; `teacher`: the spec of the model that made the
+    targets, "" where they are the data's own.
     """
 
     labels: np.ndarray
     targets: np.ndarray
     noise: float = 0.0
-    known: bool = False
+    teacher: str = ""
 
 
 @dataclass
@@ -99,139 +97,6 @@ class Size:
     def converged(self) -> bool:
         """Whether L-BFGS gains next to nothing; not so where it fails, which says nothing."""
         return self.left <= STILL * self.test.mean
-
-
-def disjoint(rows: Given, splits: int, seed: int, group: str | None) -> list[np.ndarray]:
-    """The training rows in `splits` parts of one size and the same shares of classes; whole groups where asked.
-
-    Shares of classes are fixed by that: what differs between parts, and makes variance, is which rows of a class.
-    UserError: fewer rows, groups or rows of a class than splits, a class that some part would lack.
-    """
-    pool, rng = rows.train, seeds.numpy(seed, "splits")
-    if len(pool) < 2 * splits:
-        raise UserError(
-            f"{len(pool)} training rows in --splits {splits}: a model needs at least 2 rows; ask for at most "
-            f"--splits {len(pool) // 2}, or for overlapping subsamples (--samples)"
-        )
-    if rows.classes and group is None:
-        _enough(rows, splits)
-    names = codes(rows.data, group)
-    order = rng.permutation(pool)
-    if names is not None:
-        part = _whole_groups(names[order], splits)
-    else:
-        if rows.classes:
-            order = order[np.argsort(rows.labels.values[order], kind="stable")]
-        part = np.arange(len(order)) % splits
-    parts = [np.sort(order[part == k]) for k in range(splits)]
-    for k, own in enumerate(parts):
-        if rows.classes and len(lost := np.setdiff1d(rows.labels.values[pool], rows.labels.values[own])):
-            count = int((rows.labels.values[pool] == lost[0]).sum())
-            raise UserError(
-                f"class {rows.labels.classes[lost[0]]} is missing from split {k + 1} of {splits} (it has {count} "
-                "training row(s)): ask for fewer --splits, label more of it, or leave the class out"
-            )
-    return parts
-
-
-def _enough(rows: Given, splits: int) -> None:
-    """Refuse more splits than the rarest class has training rows, one of which each split gets."""
-    counts = np.bincount(rows.labels.values[rows.train], minlength=rows.classes)
-    rare = [c for c in np.flatnonzero(counts) if counts[c] < splits]
-    if rare:
-        least = int(counts[rare].min())
-        named = ", ".join(f"{rows.labels.classes[c]} ({counts[c]} training row(s))" for c in rare[:5])
-        more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-        fits = f"ask for at most --splits {least}" if least > 1 else "no --splits fit"
-        raise UserError(
-            f"--splits {splits}: class {named}{more} would be missing from a split: {fits}, label more of it, leave "
-            "the class out, or ask for overlapping subsamples (--samples)"
-        )
-
-
-def subsamples(rows: Given, splits: int, samples: int, seed: int, group: str | None) -> list[np.ndarray]:
-    """`splits` parts of so many training rows, classes in their shares: disjoint where there are enough of them.
-
-    Else each is drawn without replacement for itself (never a bootstrap), so that parts overlap. UserError: as many as
-    there are, which would all be the same; fewer than classes; with groups, which it would divide.
-    """
-    pool = rows.train
-    if group is not None:
-        raise UserError(f"--samples {samples} divides the groups of --group {group}: give one of the two")
-    if not max(2, rows.classes) <= samples < len(pool):
-        raise UserError(
-            f"--samples {samples}: wanted at least {max(2, rows.classes)} (a row of every class) and fewer than the "
-            f"{len(pool)} training rows, of which all subsamples would be the same"
-        )
-    apart = samples * splits <= len(pool)
-    if apart and rows.classes:
-        apart = bool(np.unique(rows.labels.values[pool], return_counts=True)[1].min() >= splits)
-    among = disjoint(rows, splits, seed, None) if apart else [pool] * splits
-    return [
-        few(rows.labels.values, total=samples, kind=rows.labels.kind, seed=seeds.fold(seed, "subsample", k) % 2**31,
-            among=own)
-        for k, own in enumerate(among)
-    ]  # fmt: skip
-
-
-def overlap(parts: list[np.ndarray]) -> bool:
-    """Whether a row is in two parts."""
-    return len(np.unique(np.concatenate(parts))) < sum(map(len, parts))
-
-
-def _whole_groups(names: np.ndarray, splits: int) -> np.ndarray:
-    """The part of every row: each group, the largest first, goes to the part that has the fewest rows."""
-    _, at = np.unique(names, return_inverse=True)
-    sizes = np.bincount(at)
-    if len(sizes) < splits:
-        raise UserError(f"{len(sizes)} group(s) of training rows for --splits {splits}: ask for fewer splits")
-    filled, place = np.zeros(splits), np.empty(len(sizes), int)
-    for g in np.argsort(-sizes, kind="stable"):
-        place[g] = int(filled.argmin())
-        filled[place[g]] += sizes[g]
-    return place[at]
-
-
-def given_labels(rows: Given, share: float, seed: int) -> Truth:
-    """The data's own labels; those of a `share` of all rows are redrawn for training."""
-    values = rows.labels.values
-    return Truth(noisy(values, rows.classes, share, seeds.fold(seed, "label noise")), values)
-
-
-def taught(rows: Given, work: Work, design: Design, share: float) -> Truth:
-    """Labels drawn from a model of the same encoder that is trained on all training rows: the best there can be.
-
-    `share` flattens its probabilities until as many labels differ from the likeliest class as if that share were
-    redrawn; numbers get normal noise of that share of their variance. So the truth stays within reach of the encoder.
-    """
-    own = rows.labels.values
-    noisy(own, rows.classes, share, 0)  # refuses a share that is none
-    used = np.union1d(rows.train, rows.test)
-    teacher = design.member(rows.train, own[rows.train], "teacher", longer=2)
-    z = next(iter(train([teacher], work))).outputs(used)[0].astype(np.float64)
-    rng, labels = seeds.numpy(design.seed, "taught"), own.copy()
-    if not rows.classes:
-        targets = own.copy()
-        targets[used] = z[:, 0]
-        noise = share * float(z.var())
-        labels[used] = z[:, 0] + np.sqrt(noise) * rng.normal(size=len(used))
-        return Truth(labels, targets, noise, True)
-    p = _flattened(z, share * (1 - 1 / rows.classes))
-    labels[used] = (p.cumsum(1) < rng.random((len(used), 1))).sum(1).clip(max=rows.classes - 1)
-    targets = np.zeros((len(own), rows.classes))
-    targets[used] = p
-    return Truth(labels, targets, 0.0, True)
-
-
-def _flattened(z: np.ndarray, error: float) -> np.ndarray:
-    """Softmax of logits (n, c) at the temperature of at least 1 where the likeliest class is wrong with this chance."""
-
-    def above(log_heat: float) -> float:
-        return float(1 - softmax(z / np.exp(log_heat), axis=1).max(1).mean()) - error
-
-    heat = 0.0 if above(0.0) >= 0 else brentq(above, 0.0, 30.0)
-    p: np.ndarray = softmax(z / np.exp(heat), axis=1)
-    return p / p.sum(1, keepdims=True)
 
 
 def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.ndarray]) -> list[Size]:

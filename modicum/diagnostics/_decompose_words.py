@@ -10,6 +10,7 @@ import numpy as np
 from modicum.core.spec import parse
 from modicum.diagnostics._decompose import STILL, Design, Size, Truth
 from modicum.diagnostics._rows import Given
+from modicum.diagnostics._teach import Reach, same
 from modicum.maths.decomposition import Decomposition, Spread
 from modicum.maths.intervals import Interval
 
@@ -36,11 +37,12 @@ def setting(rows: Given, design: Design, size: Size, noise: float, truth: Truth,
             f" The subsamples overlap, so models are more alike than on fresh rows: variance from which rows they saw "
             f"is understated, by about {share:.0%} of itself, bias overstated by as much, and intervals are too narrow."
         )
-    if truth.known:
-        said += " All labels are drawn from a model of this very kind, so that the truth is known and noise is apart."
+    if truth.teacher:
+        kind = "this very kind" if same(truth.teacher, design.encoder) else f"another kind, {truth.teacher}"
+        said += f" All labels are drawn from a model of {kind}, so that the truth is known and noise is apart."
     elif noise:
         said += f" In training {noise:.0%} of the labels were redrawn; bias and variance are against those as given."
-    if not truth.known:
+    if not truth.teacher:
         said += " What is wrong with the labels themselves counts as bias, though no model can mend it."
     return said
 
@@ -106,13 +108,31 @@ def runs(spread: Spread, tests: int) -> str:
     )
 
 
-def known(d: Decomposition, size: Size, truth: Truth) -> str:
+def known(d: Decomposition, size: Size, truth: Truth, near: Reach | None, design: Design, rows: Given) -> str:
     """Approximation and estimation error where the truth is known."""
+    own = f"whose own {TITLE[d.kind]} is {d.noise or truth.noise:.3g}, all noise"
+    if near is None:
+        return (
+            f"Approximation error is exactly 0, as the truth is itself a model of this kind, {own}. So at "
+            f"n = {size.n:,} bias and variance together are estimation error: {d.excess}, which more rows lower. Bias "
+            "is then estimation bias, variance that of estimation (which rows) and of optimisation (which start)."
+        )
+    labels = "the teacher's probabilities" if rows.classes else "the teacher's outputs without noise"
+    said = (
+        f"Approximation error, what the best of {design.encoder} loses to the truth, {own}, is at most {near.most}: "
+        f"the test loss above the noise of one such model, trained on {labels} for all {len(rows.train):,} training "
+        f"rows, L-BFGS going on. So of bias and variance together at n = {size.n:,}, {d.excess}, at least "
+        f"{near.estimation} is estimation error, which more rows lower"
+    )
+    if near.least is None:
+        return (
+            f"{said}. A lower bound of the approximation error is refused: fitting the test rows has not converged; "
+            "raise --steps."
+        )
+    taken = "" if convex(design.encoder) else ", if training found the lowest there is"
     return (
-        f"Approximation error is exactly 0, as the truth is itself a model of this kind, whose own {TITLE[d.kind]} is "
-        f"{d.noise or truth.noise:.3g}, all noise. So at n = {size.n:,} bias and variance together are estimation "
-        f"error: {d.excess}, which more rows lower. Bias is then estimation bias, variance that of "
-        "estimation (which rows) and of optimisation (which start)."
+        f"{said}, and at most {max(d.excess.mean - near.least.mean, 0.0):.3g}: approximation error is at least "
+        f"{near.least.mean:.3g}, what such a model loses where it is fitted to the test rows themselves{taken}."
     )
 
 

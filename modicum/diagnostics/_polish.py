@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from modicum.objectives.supervised import Supervised
-from modicum.training.apply import batches_of
+from modicum.training.apply import batches_of, over
 from modicum.training.work import Member, Work
 
 EVALUATIONS = (20, 100)
@@ -60,3 +60,10 @@ def polished(model: Supervised, work: Work, rows: np.ndarray, targets: np.ndarra
 
     optimizer.step(closure)
     return lowest * (1.0 if work.classes else scale**2)
+
+
+def predicted(model: Supervised, work: Work, index: np.ndarray) -> np.ndarray:
+    """Logits (n, c) of the rows `index`, or numbers (n, 1) in the targets' units."""
+    z = over(model, lambda batch: model.head(model.encoder(batch).pooled), work.source, index)
+    shift, scale = work.scale
+    return z if work.classes else z * scale + shift
