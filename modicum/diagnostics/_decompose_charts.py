@@ -94,6 +94,7 @@ def curve(sizes: Sequence[Size], truth: Truth, rows: Given, spec: str, reach: Re
         points += [{"n": s.n, "loss": best, "low": best, "high": best, "of": of} for s in sizes]
     name = "cross-entropy" if rows.classes else "squared loss"
     both = "between test and training loss" if any(s.converged for s in sizes) else "at most its test loss"
+    both = both if reach is None else "known within bounds" if reach.least else "at most the bound"
     heading = f"{rows.data.name}: the best of {spec} is {both}"
     title = ("training rows", name)
     return lines(points, "n", "loss", by="of", band=("low", "high"), title=title, heading=heading, log="x")
@@ -109,5 +110,6 @@ def _known(truth: Truth, rows: Given, reach: Reach | None) -> dict[str, float]:
         noise = float(-xlogy(p, p).sum(1).mean())
     if reach is None:
         return {"best there can be (known)": noise}
-    known = {"best student, at most": noise + reach.most.mean, "teacher (known)": noise}
-    return known | ({"best student, at least": noise + reach.least.mean} if reach.least else {})
+    known = {"best student, at most": noise + reach.most.mean}
+    known |= {"best student, at least": noise + reach.least.mean} if reach.least else {}
+    return known | {"teacher (known)": noise}
