@@ -112,7 +112,9 @@ def run(rows: Given, work: Work, truth: Truth, design: Design, parts: list[np.nd
     for i, n in enumerate([*ns, whole]):
         last = i == len(ns)
         count = design.seeds if last else 1
-        sizes.append(Size(n, Sums(rows.classes, limit=design.splits), np.zeros((design.splits, count))))
+        # Only the whole splits are decomposed by what models share; of smaller ones the loss is wanted alone.
+        sums = Sums(rows.classes, limit=design.splits) if last else Sums(rows.classes)
+        sizes.append(Size(n, sums, np.zeros((design.splits, count))))
         for split, part in enumerate(parts):
             own = part if last else few(
                 rows.labels.values, total=n, kind=rows.labels.kind, seed=design.seed, among=part
