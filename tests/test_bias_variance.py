@@ -12,10 +12,11 @@ import small
 from modicum import Run
 from modicum.core.errors import UserError, Warned
 from modicum.diagnostics import _decompose_words as words
-from modicum.diagnostics._decompose import Size
+from modicum.diagnostics._decompose import Design, Size
 from modicum.diagnostics._finding import Finding
 from modicum.diagnostics._parts import disjoint, overlap, subsamples
 from modicum.diagnostics._rows import given
+from modicum.diagnostics._teach import approximation, taught
 from modicum.diagnostics.bias_variance import bias_variance
 from modicum.maths.decomposition import Sums
 from modicum.maths.intervals import Interval
@@ -52,6 +53,7 @@ def test_every_loss_adds_up_and_says_the_n_that_is_decomposed(digits: Finding) -
     assert {r["n"] for r in digits.rows if r["part"] == "bias"} == {80} == {digits.facts["n"]}
     assert "3 disjoint parts of the 240 training rows of digits, the same 2 initialisations" in digits.words
     assert "trained on n = 80 rows" in digits.words
+    assert "Every part has the classes in their shares" in digits.words
     accuracy = digits.facts["spread of accuracy"]["accuracy"]
     assert values(digits, "zero-one")["loss"] == pytest.approx(1 - accuracy)
     assert all(r["low"] <= r["value"] <= r["high"] for r in digits.rows)
@@ -140,6 +142,25 @@ def test_the_best_linear_student_of_a_linear_teacher_has_no_approximation_error(
     same = bias_variance("diabetes", teacher="mlp:depth=0", **how)
     assert not bounds(same)
     assert "Approximation error is exactly 0" in same.words
+
+
+def test_the_bounds_are_those_of_least_squares() -> None:
+    rows, design = given("diabetes", seed=0), Design("mlp(depth=0)", 2, 1, 200, 400, 0.1, 0)
+    work = rows.work()
+    truth = taught(rows, work, design, 0.1, "mlp(width=32, depth=2, norm='none')")
+    y, z = truth.targets, np.random.default_rng(0).normal(size=(3, len(rows.test), 1))
+    sums = Sums(0)
+    sums.add(y[rows.test][:, None] + z, range(3))
+    found = approximation(rows, work, truth, design, sums.decompose(y[rows.test], "squared"))
+
+    def loss(of: np.ndarray) -> float:
+        x = np.c_[rows.features(np.arange(len(y))), np.ones(len(y))].astype(float)
+        w = np.linalg.lstsq(x[of], y[of], rcond=None)[0]
+        return float(np.square(x[rows.test] @ w - y[rows.test]).mean())
+
+    assert found.most.mean == pytest.approx(loss(rows.train), rel=0.01)
+    assert found.least is not None
+    assert found.least.mean == pytest.approx(loss(rows.test), rel=0.01)
 
 
 def test_the_lower_end_is_refused_where_training_has_not_converged() -> None:

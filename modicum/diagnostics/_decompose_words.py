@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,8 +19,9 @@ TITLE = {"squared": "squared loss", "cross-entropy": "cross-entropy", "zero-one"
 SOURCES = {"data": "which rows they saw", "initialisation": "which start they had", "interaction": "both together"}
 
 
-def setting(rows: Given, design: Design, size: Size, noise: float, truth: Truth, shared: bool) -> str:
-    """What was trained on how many rows, and what the intervals cover; `shared`: whether parts overlap."""
+def setting(rows: Given, design: Design, size: Size, truth: Truth, asked: dict[str, Any]) -> str:
+    """What was trained on how many rows, and what the intervals cover; `asked`: label noise, disjoint, group."""
+    shared, noise = not asked["disjoint"], asked["label noise"]
     where = "a head on a run's frozen features, " if rows.model is not None else ""
     starts = "one initialisation" if design.seeds == 1 else f"the same {design.seeds} initialisations"
     parts = "subsamples of" if shared else "disjoint parts of"
@@ -29,7 +31,7 @@ def setting(rows: Given, design: Design, size: Size, noise: float, truth: Truth,
         f"{len(rows.test):,} rows. So all that follows is about models trained on n = {size.n:,} rows; 95 % intervals "
         "[...] are over the choice of training and of test rows."
     )
-    if rows.classes:
+    if rows.classes and asked["group"] is None:
         said += " Every part has the classes in their shares, so that those make no variance."
     if shared:
         share = size.n / len(rows.train)

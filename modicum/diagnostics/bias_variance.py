@@ -59,7 +59,8 @@ def bias_variance(
     classes), squared, zero-one, several with commas between, or all. With `run`, the encoder (default linear) is a head
     on its frozen features. `label_noise`: the share of training labels that is redrawn. With `teacher`, rows are
     relabelled by a trained model of that encoder ("same": of the students'), so that noise is apart and approximation
-    error known: 0 with the same encoder, else bracketed by one student of the teacher's own outputs on all rows.
+    error known: 0 with the same encoder, else between what a student of the teacher's own outputs, fitted to all
+    training rows, loses on the test rows and what it loses once it is fitted to these.
     """
     began = time.perf_counter()
     spec = encoder or ("mlp(width=64, depth=1, norm='none')" if run is None else "mlp(depth=0)")
@@ -74,9 +75,11 @@ def bias_variance(
     if teacher is not None:
         truth = taught(rows, work, design, label_noise, spec if own else teacher)
     sizes = trained(rows, work, truth, design, parts)
-    by = sizes[-1].sums.decompose(truth.targets[rows.test], _losses(None, rows)[0])  # of what they were trained by
-    reach = None if own else approximation(rows, work, truth, design, by)
-    asked = {"samples": samples, "label noise": label_noise, "disjoint": not overlap(parts)}
+    by = reach = None
+    if teacher is not None:
+        by = sizes[-1].sums.decompose(truth.targets[rows.test], _losses(None, rows)[0])  # of what they were trained by
+        reach = None if own else approximation(rows, work, truth, design, by)
+    asked = {"samples": samples, "label noise": label_noise, "disjoint": not overlap(parts), "group": group}
     finding = _told(rows, design, truth, sizes, losses, by, reach, asked)
     finding.facts["seconds"] = round(time.perf_counter() - began, 1)
     return finding
@@ -88,7 +91,7 @@ def _told(
     truth: Truth,
     sizes: list[Size],
     losses: Sequence[Loss],
-    by: Decomposition,
+    by: Decomposition | None,
     reach: Reach | None,
     asked: dict[str, Any],
 ) -> Finding:
@@ -99,12 +102,12 @@ def _told(
     table = [row for one in found for row in charts.table(one, last.n)]
     table += [row for size in sizes for row in charts.ends(size, rows)]
     table += charts.bounds(reach, last.n, rows) if reach else []
-    said = [words.setting(rows, design, last, noise, truth, not asked["disjoint"])]
+    said = [words.setting(rows, design, last, truth, asked)]
     said += [words.decomposed(d, rows) for d in found]
     said += [words.runs(spread, len(rows.test))] if spread else []
     said.append(
         words.known(by, last, truth, reach, design, rows)
-        if truth.teacher
+        if by is not None
         else words.reach(sizes, rows, design.encoder, noise)
     )
     facts = {
