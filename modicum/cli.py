@@ -80,7 +80,6 @@ HELP = {
     "measure": "Measure FLOPs, rates and memory of encoders on this machine.",
     "loss": "What is decomposed: squared, cross-entropy, zero-one, several with commas between, or all.",
     "splits": "Disjoint parts of the training rows to train on, each for itself.",
-    "teacher": "Relabel all rows by a trained model, so that the truth is known.",
     "label_noise": "The share of the training labels that is redrawn at random.",
     "workers": "Processes that share the training of many models.",
     "kind": "objectives, encoders, datasets or methods.",

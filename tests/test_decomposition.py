@@ -7,6 +7,7 @@ held within four standard errors of the truth.
 from __future__ import annotations
 
 import math
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from scipy.special import logsumexp, softmax
 
 from modicum.core.errors import UserError
+from modicum.maths import decomposition
 from modicum.maths.decomposition import LOSSES, Decomposition, Sums
 
 
@@ -126,6 +128,45 @@ def test_chunks_and_order_make_no_difference_and_memory_does_not_grow() -> None:
         assert a.bias.high == pytest.approx(b.bias.high, abs=1e-9)
         assert (a.models, a.blocks) == (40, 40)
     assert len(whole._cells) == 10
+
+
+def held_and_more(rows: int) -> tuple[int, int]:
+    """Bytes that the sums of 6 blocks x 5 seeds hold, and those that a decomposition takes beside them."""
+    rng = np.random.default_rng(0)
+    y, sums = rng.integers(0, 4, rows), Sums(4, limit=6)
+    tracemalloc.start()
+    try:
+        for b, j in np.ndindex(6, 5):
+            sums.add(rng.normal(size=(1, rows, 4)).astype(np.float32), [b], [j])
+        held = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        for loss in LOSSES:
+            sums.decompose(y, loss)
+        sums.spread(y)
+        return held, tracemalloc.get_traced_memory()[1] - held
+    finally:
+        tracemalloc.stop()
+
+
+def test_memory_is_that_of_the_outputs_of_models_alone() -> None:
+    held, more = held_and_more(10_000)
+    outputs = 30 * 10_000 * 4 * 8
+    assert outputs <= held < 1.05 * outputs
+    assert more < 1.5 * held_and_more(5_000)[1], "what comes to it hardly grows with the rows"
+
+
+def test_rows_taken_in_pieces_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    z, y = rng.normal(size=(4, 3, 53, 5)), rng.integers(0, 5, 53)
+    whole = [decomposed(z, y, loss) for loss in LOSSES]
+    monkeypatch.setattr(decomposition, "NUMBERS", 4 * 3 * 5 * 10)
+    for loss, one in zip(LOSSES, whole, strict=True):
+        cut = decomposed(z, y, loss)
+        for name in ("bias", "variance", "balance"):
+            a, b = getattr(one, name), getattr(cut, name)
+            assert (a.low, a.mean, a.high) == pytest.approx((b.low, b.mean, b.high), abs=1e-12)
+        assert {k: v.mean for k, v in one.parts.items()} == pytest.approx({k: v.mean for k, v in cut.parts.items()})
+        assert one.medians == pytest.approx(cut.medians)
 
 
 def test_numbers_far_from_zero_lose_no_digits() -> None:

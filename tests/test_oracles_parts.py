@@ -175,7 +175,7 @@ def test_variance_is_optimisation_error_and_estimation_variance() -> None:
 def test_a_teacher_within_reach_leaves_no_approximation_error() -> None:
     """O15 as `bias-variance --teacher` says it: bias and variance together are then the estimation error."""
     how: dict[str, Any] = {"encoder": "mlp(depth=0)", "batch": 400, "lr": 0.1, "steps": 120}
-    found = bias_variance("diabetes", teacher=True, label_noise=0.5, splits=4, seeds=1, **how)
+    found = bias_variance("diabetes", teacher="same", label_noise=0.5, splits=4, seeds=1, **how)
     own = {r["part"]: r for r in found.rows if r["part"] in ("bias", "variance", "loss")}
     total = own["bias"]["value"] + own["variance"]["value"]
     assert total == pytest.approx(own["loss"]["value"], rel=1e-9)

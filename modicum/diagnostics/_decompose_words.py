@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from modicum.core.spec import parse
 from modicum.diagnostics._decompose import STILL, Design, Size, Truth
 from modicum.diagnostics._rows import Given
+from modicum.diagnostics._teach import Reach, same
 from modicum.maths.decomposition import Decomposition, Spread
 from modicum.maths.intervals import Interval
 
@@ -16,21 +19,32 @@ TITLE = {"squared": "squared loss", "cross-entropy": "cross-entropy", "zero-one"
 SOURCES = {"data": "which rows they saw", "initialisation": "which start they had", "interaction": "both together"}
 
 
-def setting(rows: Given, design: Design, size: Size, noise: float, truth: Truth) -> str:
-    """What was trained on how many rows, and what the intervals cover."""
+def setting(rows: Given, design: Design, size: Size, truth: Truth, asked: dict[str, Any]) -> str:
+    """What was trained on how many rows, and what the intervals cover; `asked`: label noise, disjoint, group."""
+    shared, noise = not asked["disjoint"], asked["label noise"]
     where = "a head on a run's frozen features, " if rows.model is not None else ""
     starts = "one initialisation" if design.seeds == 1 else f"the same {design.seeds} initialisations"
+    parts = "subsamples of" if shared else "disjoint parts of"
     said = (
-        f"{design.splits * design.seeds} models ({where}{design.encoder}) were trained on {design.splits} disjoint "
-        f"parts of the {len(rows.train):,} training rows of {rows.data.name}, {starts} each, and tested on "
+        f"{design.splits * design.seeds} models ({where}{design.encoder}) were trained on {design.splits} {parts} "
+        f"the {len(rows.train):,} training rows of {rows.data.name}, {starts} each, and tested on "
         f"{len(rows.test):,} rows. So all that follows is about models trained on n = {size.n:,} rows; 95 % intervals "
         "[...] are over the choice of training and of test rows."
     )
-    if truth.known:
-        said += " All labels are drawn from a model of this very kind, so that the truth is known and noise is apart."
+    if rows.classes and asked["group"] is None:
+        said += " Every part has the classes in their shares, so that those make no variance."
+    if shared:
+        share = size.n / len(rows.train)
+        said += (
+            f" The subsamples overlap, so models are more alike than on fresh rows: variance from which rows they saw "
+            f"is understated, by about {share:.0%} of itself, bias overstated by as much, and intervals are too narrow."
+        )
+    if truth.teacher:
+        kind = "this very kind" if same(truth.teacher, design.encoder) else f"another kind, {truth.teacher}"
+        said += f" All labels are drawn from a model of {kind}, so that the truth is known and noise is apart."
     elif noise:
         said += f" In training {noise:.0%} of the labels were redrawn; bias and variance are against those as given."
-    if not truth.known:
+    if not truth.teacher:
         said += " What is wrong with the labels themselves counts as bias, though no model can mend it."
     return said
 
@@ -96,13 +110,31 @@ def runs(spread: Spread, tests: int) -> str:
     )
 
 
-def known(d: Decomposition, size: Size, truth: Truth) -> str:
+def known(d: Decomposition, size: Size, truth: Truth, near: Reach | None, design: Design, rows: Given) -> str:
     """Approximation and estimation error where the truth is known."""
+    own = f"whose own {TITLE[d.kind]} is {d.noise or truth.noise:.3g}, all noise"
+    if near is None:
+        return (
+            f"Approximation error is exactly 0, as the truth is itself a model of this kind, {own}. So at "
+            f"n = {size.n:,} bias and variance together are estimation error: {d.excess}, which more rows lower. Bias "
+            "is then estimation bias, variance that of estimation (which rows) and of optimisation (which start)."
+        )
+    labels = "the teacher's probabilities" if rows.classes else "the teacher's outputs without noise"
+    said = (
+        f"Approximation error, what the best of {design.encoder} loses to the truth, {own}, is at most {near.most}: "
+        f"the test loss above the noise of one such model, trained on {labels} for all {len(rows.train):,} training "
+        f"rows, L-BFGS going on. So of bias and variance together at n = {size.n:,}, {d.excess}, at least "
+        f"{near.estimation} is estimation error, which more rows lower"
+    )
+    if near.least is None:
+        return (
+            f"{said}. A lower bound of the approximation error is refused: fitting the test rows has not converged; "
+            "raise --steps."
+        )
+    taken = "" if convex(design.encoder) else ", if training found the lowest there is"
     return (
-        f"Approximation error is exactly 0, as the truth is itself a model of this kind, whose own {TITLE[d.kind]} is "
-        f"{d.noise or truth.noise:.3g}, all noise. So at n = {size.n:,} bias and variance together are estimation "
-        f"error: {d.excess}, which more rows lower. Bias is then estimation bias, variance that of "
-        "estimation (which rows) and of optimisation (which start)."
+        f"{said}, and at most {max(d.excess.mean - near.least.mean, 0.0):.3g}: approximation error is at least "
+        f"{near.least.mean:.3g}, what such a model loses where it is fitted to the test rows themselves{taken}."
     )
 
 
@@ -122,14 +154,28 @@ def reach(sizes: Sequence[Size], rows: Given, spec: str, noise: float) -> str:
             f" So at n = {last.n:,} estimation error, which more rows do lower, is at most "
             f"{last.test.mean - last.train.mean:.3g}."
         )
-    if not spec.replace(" ", "").startswith("mlp(depth=0") and any(s.converged for s in sizes):
+    if not convex(spec) and any(s.converged for s in sizes):
         said += " The lower end takes it that training found the lowest loss of all, which a network may miss."
-    if lost := [s for s in sizes if not s.converged]:
-        worst = max(lost, key=lambda s: s.left)
-        trained, lower = np.mean(worst.polished, axis=0)
-        said += (
-            f" It is refused where training has not converged: full-batch L-BFGS, going on from {len(worst.polished)} "
-            f"of the models, still lowers the training loss by more than {STILL:.0%} of the test loss; at "
-            f"n = {worst.n:,} from {trained:.3g} to {lower:.3g}: raise --steps, or --lr."
-        )
-    return said
+    return said + _refused([s for s in sizes if not s.converged])
+
+
+def convex(spec: str) -> bool:
+    """Whether a trunk has no layer of its own, so that the model is linear and its lowest training loss is found."""
+    made = parse(spec, "encoder")
+    return bool(made.get("name") == "mlp" and made["args"].get("depth") == 0)
+
+
+def _refused(lost: Sequence[Size]) -> str:
+    """Why some sizes have no lower end."""
+    if not lost:
+        return ""
+    worst = max(lost, key=lambda s: s.left if s.left == s.left else math.inf)
+    trained, lower = np.mean(worst.polished, axis=0)
+    models = f"full-batch L-BFGS, going on from {len(worst.polished)} of the models"
+    if math.isnan(lower):
+        said = f"{models}, strays to a loss that is not finite at n = {worst.n:,}, so that nothing is known: lower --lr"
+        return f" It is refused where {said}."
+    return (
+        f" It is refused where training has not converged: {models}, still lowers the training loss by more than "
+        f"{STILL:.0%} of the test loss; at n = {worst.n:,} from {trained:.3g} to {lower:.3g}: raise --steps, or --lr."
+    )

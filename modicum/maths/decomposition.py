@@ -24,15 +24,17 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp, softmax, xlogy
+from scipy.special import logsumexp, softmax
 
 from modicum.core.errors import UserError, unknown
+from modicum.maths.estimates import FACTORS, Pieces, estimate, losses, pieces
 from modicum.maths.intervals import Interval, crossed
-from modicum.maths.moments import Moments, Stack
+from modicum.maths.moments import Stack
 
 Loss = Literal["squared", "cross-entropy", "zero-one"]
 LOSSES: tuple[Loss, ...] = ("squared", "cross-entropy", "zero-one")
-FACTORS = ("data", "initialisation", "interaction")
+NUMBERS = 500_000
+"""Outputs of all models that are looked at together: the memory that a decomposition takes beside that of its sums."""
 
 
 @dataclass(frozen=True)
@@ -70,20 +72,43 @@ class Spread(NamedTuple):
 
 @dataclass
 class _Cell:
-    """Sums over the models of one block and seed; each array is (n, c), or (n, 1) where it has one value a row."""
+    """Sums over the models of one block and seed; each array is (n, c), or (n, 1) where it has one value a row.
+
+    Of a model alone its outputs are kept: the rest is found from them.
+    """
 
     count: int = 0
     sums: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, name: str, values: np.ndarray) -> None:
-        self.sums[name] = self.sums[name] + values if name in self.sums else values
+    def add(self, z: np.ndarray, classes: int) -> None:
+        self.count += 1
+        if self.count == 1:
+            self.sums = {"z": z}
+            return
+        before = _all(self.sums["z"], classes) if self.count == 2 else self.sums
+        self.sums = {name: before[name] + values for name, values in _all(z, classes).items()}
+
+    def rows(self, part: slice, classes: int) -> dict[str, np.ndarray]:
+        own = {name: values[part] for name, values in self.sums.items()}
+        return _all(own["z"], classes) if self.count == 1 else own
+
+
+def _all(z: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """What is summed of outputs (n, c)."""
+    own = {"z": z, "zz": (z**2).sum(-1, keepdims=True)}
+    if not classes:
+        return own
+    p = softmax(z, axis=-1)
+    squares, total = (p**2).sum(-1, keepdims=True), logsumexp(z, axis=-1, keepdims=True)
+    return own | {"p": p, "pp": squares, "lse": total, "votes": np.eye(classes)[z.argmax(-1)]}
 
 
 class Sums:
     """Sums over models of what a decomposition needs: the memory does not grow with the number of models.
 
     classes: how many, 0 where outputs are numbers. Blocks beyond `limit` are pooled round robin, which costs nothing
-    but the parts of the variance; there is one set of sums for every (block, seed) that differs.
+    but the parts of the variance; there is one set of sums for every (block, seed) that differs, the least that the
+    analysis of variance needs where blocks are left out: of a model alone its outputs. The rest goes piece by piece.
     """
 
     def __init__(self, classes: int, limit: int = 10) -> None:
@@ -116,20 +141,13 @@ class Sums:
         self._blocks.add(block)
         place = block % self.limit
         cell = self._cells.setdefault((place, -1 - place if seed is None else seed), _Cell())
-        cell.count += 1
         if not self.classes:
             if not np.ndim(self._origin):
                 self._origin = z  # far from 0 the squares of large numbers would cancel
             z = z - self._origin
         else:
             z = z - z.mean(-1, keepdims=True)
-            p = softmax(z, axis=-1)
-            cell.add("p", p)
-            cell.add("pp", (p**2).sum(-1, keepdims=True))
-            cell.add("lse", logsumexp(z, axis=-1, keepdims=True))
-            cell.add("votes", np.eye(self.classes)[z.argmax(-1)])
-        cell.add("z", z)
-        cell.add("zz", (z**2).sum(-1, keepdims=True))
+        cell.add(z, self.classes)
 
     @property
     def models(self) -> int:
@@ -142,19 +160,26 @@ class Sums:
         targets: (n,) codes of classes or numbers, or (n, c) distributions over the classes.
         UserError: a loss that does not fit, fewer than two independent models or two rows.
         """
-        target, sums = self._target(targets, loss), self._stack()
-        whole = _estimate(sums, target, loss)
-        if "bias" not in whole:
-            raise UserError(
-                f"bias and variance need two independent models, which share neither data nor seed: got {self.models} "
-                f"model(s) in {len(self._blocks)} block(s); ask for more --splits"
-            )
-        if len(self._blocks) > len(set(sums.blocks)):
+        target, blocks = self._target(targets, loss), np.array(sorted({key[0] for key in self._cells}))
+        taken: list[list[Pieces]] = [[] for _ in range(len(blocks) + 1)]
+        each = np.zeros(len(self._cells))
+        for part in self._parts():
+            sums = self._stack(part)
+            taken[0].append(pieces(sums, target[part], loss))
+            if "noise" not in taken[0][-1]:
+                raise UserError(
+                    "bias and variance need two independent models, which share neither data nor seed: got "
+                    f"{self.models} model(s) in {len(self._blocks)} block(s); ask for more --splits"
+                )
+            for b, without in zip(blocks, taken[1:], strict=True):
+                without.append(pieces(sums.take(sums.blocks != b), target[part], loss))
+            each += losses(sums, target[part], loss).sum(1) / sums.counts
+        whole, *left = (estimate(parts, loss) for parts in taken)
+        if len(self._blocks) > len(blocks):
             whole = {k: v for k, v in whole.items() if k not in FACTORS}
-        left = [_estimate(sums.take(sums.blocks != b), target, loss) for b in np.unique(sums.blocks)]
         found = {name: _interval(values, [one.get(name) for one in left]) for name, values in whole.items()}
         parts = {k: found[k] for k in (*FACTORS, "harm", "help") if k in found}
-        per_model = _losses(sums, target, loss).mean(1) / sums.counts
+        per_model = each / len(target)
         rows = {k: whole[k] for k in ("loss", "bias", "variance")}
         medians = {k: float(np.median(v)) for k, v in rows.items()} | {"model": float(np.median(per_model))}
         return Decomposition(
@@ -178,10 +203,12 @@ class Sums:
 
         Jordan 2023: most of the spread that is seen on few test rows is their noise. Needs one model a (block, seed).
         """
-        y, sums = self._target(targets, "zero-one"), self._stack()
-        if (sums.counts > 1).any():
+        y = self._target(targets, "zero-one")
+        if any(cell.count > 1 for cell in self._cells.values()):
             raise UserError("the spread between runs needs the sums of each run alone: give every model its own block")
-        hits = (sums.of["votes"] * y).sum(-1, keepdims=True)
+        stacks = ((part, self._stack(part)) for part in self._parts())
+        hits = np.concatenate([(s.of["votes"] * y[part]).sum(-1, keepdims=True) for part, s in stacks], axis=1)
+        sums = self._stack(slice(0, 1))
         n = hits.shape[1]
         over_runs = sums.moments(hits.mean(1, keepdims=True))
         each = sums.moments(hits)
@@ -191,13 +218,19 @@ class Sums:
         noise = float((each.square - each.free).mean())
         return Spread(float(hits.mean()), naive, (n * naive - noise) / (n - 1))
 
-    def _stack(self) -> Stack:
-        cells = list(self._cells.values())
-        if not cells:
+    def _parts(self) -> list[slice]:
+        """The rows in pieces of which the sums of all cells take little memory."""
+        if not self._cells:
             raise UserError("no model was taken in: nothing to decompose")
+        rows = len(next(iter(self._cells.values())).sums["z"])
+        step = max(1, NUMBERS // (len(self._cells) * max(self.classes, 1)))
+        return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+    def _stack(self, part: slice) -> Stack:
         blocks, seeds = (np.array([key[i] for key in self._cells]) for i in (0, 1))
-        of = {name: np.stack([c.sums[name] for c in cells]) for name in cells[0].sums}
-        return Stack(np.array([c.count for c in cells]), blocks, seeds, of)
+        of = [cell.rows(part, self.classes) for cell in self._cells.values()]
+        counts = np.array([c.count for c in self._cells.values()])
+        return Stack(counts, blocks, seeds, {name: np.stack([own[name] for own in of]) for name in of[0]})
 
     def _target(self, targets: np.ndarray, loss: Loss) -> np.ndarray:
         """Targets as (n, c): distributions over classes, or numbers from the same origin as the outputs."""
@@ -209,82 +242,6 @@ class Sums:
                 raise UserError(f"--loss {loss} is for classes: numbers have the squared loss")
             return y.reshape(len(y), 1) - self._origin
         return np.eye(self.classes)[y] if y.ndim == 1 else y
-
-
-def _losses(sums: Stack, y: np.ndarray, loss: Loss) -> np.ndarray:
-    """The summed loss (cells, n) of each cell's models."""
-    of, counts = sums.of, sums.counts[:, None]
-    if loss == "cross-entropy":
-        return of["lse"][..., 0] - (of["z"] * y).sum(-1)
-    if loss == "zero-one":
-        return counts - (of["votes"] * y).sum(-1)
-    # The mean of |one-hot - f|^2 over a distribution y of classes, whose one-hots have length 1.
-    values, squares, own = ("p", "pp", 1.0) if "p" in of else ("z", "zz", (y**2).sum(-1))
-    return of[squares][..., 0] - 2 * (of[values] * y).sum(-1) + counts * own
-
-
-def _estimate(sums: Stack, y: np.ndarray, loss: Loss) -> dict[str, np.ndarray]:
-    """All that a decomposition has a mean of, by name, for each row (n,); the loss alone without independent pairs."""
-    total = _losses(sums, y, loss).sum(0) / max(sums.counts.sum(), 1)
-    name = "p" if loss == "squared" and "p" in sums.of else "z"
-    moments = sums.moments(sums.of[name], sums.of[name * 2])
-    if moments.free is None:
-        return {"loss": total}
-    noise, variance = np.zeros(len(y)), moments.square - moments.free
-    if loss == "squared":
-        noise = 1 - (y**2).sum(-1) if name == "p" else noise
-        parts = _factors(sums, moments)
-    elif loss == "cross-entropy":
-        noise = -xlogy(y, y).sum(-1)
-        variance = _information(sums, moments)
-        parts = _curved_factors(sums, variance)
-    else:
-        noise = 1 - y.max(-1)
-        votes = sums.mean("votes")
-        main = (votes + 1e-9 * sums.mean("p")).argmax(-1)  # a tie goes to the higher mean probability
-        variance = y[np.arange(len(y)), main] - (votes * y).sum(-1)
-        parts = {"harm": variance.clip(min=0), "help": variance.clip(max=0)}
-    bias = total - noise - variance
-    both = {"excess": bias + variance, "balance": bias - variance}
-    return {"loss": total, "noise": noise, "bias": bias, "variance": variance} | both | parts
-
-
-def _information(sums: Stack, moments: Moments) -> np.ndarray:
-    """Bregman information (n,) of the logits: mean logsumexp less that of the mean logits, by a jackknife over blocks.
-
-    What the jackknife takes for the variance of the mean logits is scaled to what it is by independent pairs: with
-    independent models that factor is 1; initialisations that blocks share make it larger.
-    """
-    mean, count = sums.mean("z"), len(np.unique(sums.blocks))
-    without = [sums.take(sums.blocks != b).mean("z") for b in np.unique(sums.blocks)]
-    seen = (count - 1) / count * float(sum(np.square(own - mean).sum() for own in without))
-    true = float((moments.plain - moments.free).sum())
-    scale = true / seen if seen > 1e-12 * float(moments.square.sum()) else 1.0
-    middle = logsumexp(mean, axis=-1)
-    above = (count - 1) * (np.mean([logsumexp(own, axis=-1) for own in without], axis=0) - middle)
-    information: np.ndarray = sums.mean("lse")[:, 0] - middle + scale * above
-    return information
-
-
-def _factors(sums: Stack, moments: Moments) -> dict[str, np.ndarray]:
-    """Data x initialisation analysis of variance, where models share blocks and seeds."""
-    if (sums.counts > 1).any() or moments.free is None or moments.data is None or moments.seed is None:
-        return {}
-    data, seed = moments.data - moments.free, moments.seed - moments.free
-    return dict(zip(FACTORS, (data, seed, moments.square - moments.free - data - seed), strict=True))
-
-
-def _curved_factors(sums: Stack, variance: np.ndarray) -> dict[str, np.ndarray]:
-    """The same for cross-entropy, whose variance is to second order that of the logits in the curvature of softmax.
-
-    Scaled so that their means over rows add up to that of the variance, which their rows do not.
-    """
-    middle = softmax(sums.mean("z"), axis=-1)
-    z = sums.of["z"]
-    bent = np.sqrt(middle) * (z - (z * middle).sum(-1, keepdims=True))
-    parts = _factors(sums, sums.moments(bent))
-    spread = float(sum(part.sum() for part in parts.values()))
-    return {k: part * (variance.sum() / spread) for k, part in parts.items()} if spread > 0 else {}
 
 
 def _interval(values: np.ndarray, left: Sequence[np.ndarray | None]) -> Interval:
