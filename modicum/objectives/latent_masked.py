@@ -22,7 +22,8 @@ class LatentMasked(Objective):
     """Smooth L1 distance to the teacher's tokens, each of mean 0 and variance 1, where a share `ratio` was hidden.
 
     What is hidden and how is as in `masked`: on visible tokens alone and a predictor of `depth` blocks where the trunk
-    can (I-JEPA, Assran et al. 2023, here with single cells), else in place (data2vec, Baevski et al. 2022). A trunk
+    can (I-JEPA, Assran et al. 2023, here with single cells instead of blocks), else in place (data2vec, Baevski et al.
+    2022, which takes the mean of the teacher's last blocks, where here its output is the target). A trunk
     that gives one token a row predicts that. The teacher is the encoder's moving average; its `momentum` (None: .99, or
     lower where the training is short) rises to 1 along a cosine over the `steps` of the training (0: it stays).
     """
