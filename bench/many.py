@@ -24,7 +24,7 @@ from modicum.objectives.supervised import Supervised
 from modicum.training import many
 from modicum.training.divide import divide
 from modicum.training.fit import fit
-from modicum.training.plan import choose, made
+from modicum.training.plan import choose, made, optimizer_of
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Ours:
             own = [members[i] for i in chunk.numbers]
             chosen = choose(own, found, chunk, None)
             stack = made(own, found, chunk, chosen["plan"])
-            self.stacks.append((stack, many.optimizer_of(stack), chosen))
+            self.stacks.append((stack, optimizer_of(stack), chosen))
         self.words = ", ".join(f"{s[2]['plan']} with {s[2]['threads']} thread(s)" for s in self.stacks[:3])
 
     def seconds(self, steps: int) -> float:
@@ -176,7 +176,7 @@ def plain(case: Case, x: np.ndarray, y: np.ndarray, threads: int, steps: int) ->
 
 def main() -> None:
     bench = _common.Bench("many", rounds=3, only=-1)
-    pool = joblib.Parallel(n_jobs=2)
+    pool = joblib.Parallel(n_jobs=2, max_nbytes=None)
     heads = zip(("modicum", "2 workers", "loop", "joblib 2", "ratio", "workers"), (12, 10, 10, 10, 8, 8), strict=True)
     print(f"{'us a model and step':40}" + "".join(f"{head:>{n}}" for head, n in heads))
     for case in CASES if bench.asked.only < 0 else [CASES[bench.asked.only]]:

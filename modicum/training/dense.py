@@ -196,6 +196,7 @@ class Dense(Stack):
         self._stack(models)
         self.grads = [gradient(p) for p in self.parameters()]
         self.kept: dict[Any, Tensor] = {}
+        self.eye = torch.eye(self.classes, dtype=work.dtype, device=work.device)
         self.minus = torch.full((1, 1, 1), -1.0, dtype=work.dtype, device=work.device)
         self.passes: dict[str, Pass] = {}
         self.flat, self.place = self._features()
@@ -269,12 +270,18 @@ class Dense(Stack):
         b = out.shape[2]
         model = self.model[0]
         if model.task == "classes":
-            at = target.unsqueeze(1)
             torch.softmax(out, 1, out=delta)
+            if target.stride(0) == 0:  # one for all members: its matrix of ones is a few columns
+                ones = self.eye.index_select(1, target[0])
+                own = torch.mul(delta, ones).sum(1)
+                delta.sub_(ones)
+            else:
+                at = target.unsqueeze(1)
+                own = delta.gather(1, at).squeeze(1)
+                delta.scatter_add_(1, at, self.minus.expand(at.shape))
+            delta.mul_(1 / b)
             # Of probabilities, so that a loss beyond 87 is told as 87: what is told alone, the gradient is exact.
-            own = delta.gather(1, at).clamp_(min=torch.finfo(torch.float32).tiny).log_()
-            delta.scatter_add_(1, at, self.minus.expand(at.shape)).mul_(1 / b)
-            return own.sum((1, 2)).mul_(-1 / b)
+            return own.clamp_(min=torch.finfo(torch.float32).tiny).log_().sum(1).mul_(-1 / b)
         torch.sub(out, ((target - model.shift) / model.scale).to(out.dtype).unsqueeze(1), out=delta)  # type: ignore[operator]
         losses = delta.square().sum((1, 2)).mul_(1 / b)
         delta.mul_(2 / b)

@@ -29,9 +29,8 @@ from modicum.objectives.supervised import Supervised
 from modicum.training import states
 from modicum.training.divide import Chunk, divide, shared_out
 from modicum.training.divide import available as available
-from modicum.training.each import Each
 from modicum.training.fit import fit
-from modicum.training.plan import choose, made, threads
+from modicum.training.plan import choose, made, optimizer_of, threads
 from modicum.training.run import save_tensors
 from modicum.training.stack import Stack
 from modicum.training.work import Member as Member
@@ -229,24 +228,6 @@ def _chunk(
             if place is not None and (done.number == steps or time.monotonic() - last > SAVE_EVERY):
                 states.save(place, stack, optimizer, done.number)
                 last = time.monotonic()
-
-
-def optimizer_of(stack: Stack, start: int = 0) -> Each:
-    """The optimizer of a stack's members, at the step `start`."""
-    own, work = stack.members, stack.work
-    optimizer = Each(
-        stack.owners,
-        stack.decayed,
-        lambda: stack.active,
-        kind=work.optimizer,
-        rates=np.array([m.lr for m in own]),
-        decays=np.array([m.weight_decay for m in own]),
-        factors=[work.factor(m) for m in own],
-        momentum=work.momentum,
-        clip=work.clip,
-    )
-    optimizer.now = start
-    return optimizer
 
 
 def _check_finite(reading: Reading) -> None:

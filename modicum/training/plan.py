@@ -13,12 +13,31 @@ from modicum.core.errors import UserError
 from modicum.training.abreast import Abreast
 from modicum.training.dense import Dense
 from modicum.training.divide import HEAVY, Chunk, inputs
+from modicum.training.each import Each
 from modicum.training.stack import Modules, Stack, timed
 from modicum.training.work import Member, Work
 
 
 def made(own: Sequence[Member], work: Work, chunk: Chunk, plan: str) -> Stack:
     return Dense(own, work, chunk.buckets) if plan == "dense" else Modules(own, work, plan)
+
+
+def optimizer_of(stack: Stack, start: int = 0, share: float = 1.0) -> Each:
+    """The optimizer of a stack's members, at the step `start`, and a `share` of their rates."""
+    own, work = stack.members, stack.work
+    optimizer = Each(
+        stack.owners,
+        stack.decayed,
+        lambda: stack.active,
+        kind=work.optimizer,
+        rates=share * np.array([m.lr for m in own]),
+        decays=share * np.array([m.weight_decay for m in own]),
+        factors=[work.factor(m) for m in own],
+        momentum=work.momentum,
+        clip=work.clip,
+    )
+    optimizer.now = start
+    return optimizer
 
 
 def choose(own: list[Member], work: Work, chunk: Chunk, plan: str | None) -> dict[str, Any]:
@@ -54,7 +73,8 @@ def choose(own: list[Member], work: Work, chunk: Chunk, plan: str | None) -> dic
         for count in counts:
             with threads(count):
                 try:
-                    found[f"{name}, {count} threads"] = timed(stack), name, count
+                    took = timed(stack, optimizer_of(stack, share=0.0))
+                    found[f"{name}, {count} threads"] = took, name, count
                 except RuntimeError as error:  # an operation without a batching rule
                     if name == "loop" or plan is not None:
                         raise
