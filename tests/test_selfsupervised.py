@@ -524,3 +524,22 @@ def test_what_is_hidden_does_not_leak(row: Any) -> None:
         hook.remove()
     torch.testing.assert_close(again.pooled, seen.pooled)
     torch.testing.assert_close(changed, found)
+
+
+def test_a_sum_tells_the_nearest_to_a_collapse_and_every_other_measure_by_its_term() -> None:
+    objective = made("triplet(mining='hard') + .5*triplet(out=4)", outputs=3)
+    _, batch = zoo.images()
+    batch = {**batch, "target": torch.arange(len(batch["image"])) % 3}
+    corrupted = material(objective, batch)
+    _, metrics = objective(corrupted)
+    alone = [part(corrupted[str(k)])[1] for k, part in enumerate(objective.parts)]
+    for key in ("spread", "projected", "rank"):
+        assert metrics[key] == min(own[key] for own in alone)
+    assert "triplets" not in metrics
+    for k, own in enumerate(alone, 1):
+        assert metrics[f"triplet {k} triplets"] == own["triplets"]
+
+
+def test_mining_and_given_triplets_exclude_each_other() -> None:
+    with pytest.raises(UserError, match="chooses among labelled rows; --triplets gives them: leave it out"):
+        made("triplet(mining='hard')", from_file=True)

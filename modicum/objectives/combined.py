@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any, final
 
 import torch
@@ -13,7 +14,7 @@ from modicum.core.types import Batch, Corrupted, Objective
 from modicum.nn.encoder import Tower
 
 NEAREST = ("spread", "projected", "rank")
-"""Measures of which several terms' lowest, the nearest to a collapse, is told; others go by the term's name."""
+"""Measures of which several terms' lowest, the nearest to a collapse, is told; others go by their term's name then."""
 
 
 @final
@@ -64,13 +65,14 @@ class Combined(Objective):
         outs = [part(corrupted[str(k)]) for k, part in enumerate(self.parts)]
         loss = sum(weight * own for (weight, _), (own, _) in zip(self.terms, outs, strict=True))
         metrics: dict[str, Tensor] = {}
+        shared = Counter(key for _, found in outs for key in found)
         for label, (own, found) in zip(self.labels, outs, strict=True):
             metrics[f"{label} loss"] = own.detach()
             for key, value in found.items():
-                if key in metrics and key in NEAREST:
-                    metrics[key] = torch.minimum(metrics[key], value)
+                if key in NEAREST:
+                    metrics[key] = torch.minimum(metrics.get(key, value), value)
                 else:
-                    metrics[f"{label} {key}" if key in metrics else key] = value
+                    metrics[f"{label} {key}" if shared[key] > 1 else key] = value
         assert isinstance(loss, Tensor)
         return loss, metrics
 
