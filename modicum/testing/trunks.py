@@ -370,7 +370,8 @@ def trunk_step(make: MakeTrunk) -> None:
 def trunk_decoder(make: MakeTrunk) -> None:
     """The decoder mirrors a code back onto the input grid; it is trainable throughout."""
     trunk = make()
-    decoder = trunk.decoder(5).eval()
+    with seeds.forked(0, "decoder"):
+        decoder = trunk.decoder(5).eval()
     stirred(decoder)
     code = torch.randn((8, 5), generator=seeds.generator(0, "code"))
     out = decoder(code)
