@@ -23,6 +23,7 @@ from rich.text import Text
 from modicum.core.errors import UserError
 from modicum.core.version import VERSION
 from modicum.diagnostics._finding import Finding
+from modicum.report.finding import finite
 from modicum.training.run import Run
 from modicum.verbs._common import console
 from modicum.verbs.demo import demo
@@ -166,8 +167,7 @@ def summary(result: Any, arguments: dict[str, Any]) -> dict[str, Any]:
         return out | {"metrics": rows[-1] if rows else None, "results": result.read_json("results.json")}
     if isinstance(result, Finding):
         found = {"name": result.name, "words": result.words, "facts": result.facts, "rows": result.rows}
-        found = json.loads(json.dumps(found), parse_constant=lambda _: None)  # JSON has no NaN and no infinity
-        return found | {"report": f"{result.folder}/report.html"}
+        return finite(found) | {"report": f"{result.folder}/report.html"}
     if isinstance(result, pa.Table):
         if arguments["output"] is None:
             return {"items": result.to_pylist()}

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
+from watch import Watch
 
 from modicum.core import seeds
 from modicum.core.errors import UserError
@@ -137,30 +138,18 @@ def test_blocks_of_the_usual_size(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_matrix_is_never_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """No tensor of more than a block or the embeddings is made, forward or backward."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
     monkeypatch.undo()
-    largest = 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, tuple | list) else [out]:
-                largest = max(largest, t.numel() if isinstance(t, Tensor) else 0)
-            return out
-
     given = pairs(3000, 20.0, seed=2)
     labels = torch.arange(3000) % 7
     losses = [
         *(TWINS[k][0] for k in ("both ways", "one way", "nt_xent", "siglip")),
         lambda x, y, s: supcon(x, labels, 1 / s.double()),
     ]
-    with Watch():
+    with Watch() as watch:
         for loss in losses:
             x, y, s = (g.clone().requires_grad_() for g in given)
             loss(x, y, s).backward()
-    assert largest <= 512 * 512
+    assert watch.largest <= 512 * 512
 
 
 # Closed forms

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from watch import Watch
 
 from modicum.core import seeds
 from modicum.maths.contrastive import info_nce_queue, nt_xent
@@ -85,30 +85,20 @@ def test_order_and_rotation_do_not_matter() -> None:
 
 
 def test_nothing_of_the_size_of_all_pairs_is_made() -> None:
-    n, largest = 3000, 0
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-            nonlocal largest
-            out = func(*args, **(kwargs or {}))
-            for t in out if isinstance(out, tuple | list) else [out]:
-                largest = max(largest, t.numel() if isinstance(t, Tensor) else 0)
-            return out
-
+    n = 3000
     z, other = drawn(n, 8).float(), drawn(n, 8, seed=1).float()
     labels, u = torch.arange(n) % 7, torch.rand(n, 2, generator=seeds.generator(2))
-    with Watch():
+    with Watch() as watch:
         for how in HOW:
             found = mine(z, labels, how, u)
             x = z.clone().requires_grad_()
             triplet(x[found.anchor], x[found.positive], x[found.negative]).backward()
         x = z.clone().requires_grad_()
         info_nce_queue(x, other, other.flip(0), 5.0).backward()
-    assert largest <= 512 * 512
-    largest = 0
-    with Watch():
+    assert watch.largest <= 512 * 512
+    with Watch() as watch:
         uniformity(z)
-    assert largest <= n * n / 2, "in blocks of rows"
+    assert watch.largest <= n * n / 2, "in blocks of rows"
 
 
 @pytest.mark.parametrize("noise", [1.0, 0.05])

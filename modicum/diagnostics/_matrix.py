@@ -91,7 +91,7 @@ class Matrix:
 
     def apart(self, rows: Given) -> bool:
         """Whether no training row is in two draws."""
-        return max(self.samples) * self.draws <= len(rows.train)
+        return rows.apart(max(self.samples), self.draws)
 
     def drawn(self, rows: Given, draw: int) -> tuple[np.ndarray, np.ndarray]:
         """A draw's training rows in an order whose prefixes are its samples, and all rows' labels, noisy for it.

@@ -30,11 +30,15 @@ def write(finding: Finding, out: Path) -> Path:
         atomic_write(out / f"{name}.png", finding.png(name))
         atomic_write(out / f"{name}.svg", finding.svg(name).encode())
     facts = {"name": finding.name, "words": finding.words, "facts": finding.facts, "modicum": VERSION}
-    facts = json.loads(json.dumps(facts), parse_constant=lambda _: None)  # JSON has no NaN and no infinity
-    atomic_write(out / "finding.json", json.dumps(facts, indent=1).encode())
+    atomic_write(out / "finding.json", json.dumps(finite(facts), indent=1).encode())
     atomic_write(out / "report.html", page(finding).encode())
     finding.folder = out
     return out / "report.html"
+
+
+def finite(value: Any) -> Any:
+    """The value as JSON has it: NaN and infinity, which it lacks, are null."""
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def page(finding: Finding) -> str:
